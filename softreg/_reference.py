@@ -1,0 +1,172 @@
+"""NumPy twins of the compiled kernels in ``_core.pyx``: same names, same signatures, a few lines each.
+
+They are the specification that the tests hold the kernels against, and they run wherever NumPy does.
+The loops of the kernels are about speed; what they compute is what stands here.
+
+Conventions, for both files:
+
+    X               (n, d)    IN   float32 or float64, unit stride along a row, any stride between rows
+    data, indices, indptr     IN   the same matrix in CSR form; int32 or int64 indices, sorted within a row
+    rows            (m,)      IN   intp: which rows of X to visit, in that order; None visits all of them
+    W, V            (K, p)    IN   p = d, or p = d + 1 where the last column is the intercept
+    Wt, Vt          (p, K)    IN   the CSR kernels hold them transposed: a nonzero then meets K contiguous numbers
+    codes           (n,)      IN   intp class of each row of X, or None where `targets` is given
+    targets         (n, K)    IN   target distributions, or None where `codes` is given
+    sample_weight   (n,)      IN   or None for ones
+    scale           float     IN   a factor on the loss and on every derivative (1/S makes them weighted means)
+    n_threads       int       IN   never changes a result, not even in the last bit
+
+Everything tagged OUT is allocated by the caller and overwritten. Every floating array of one call has the same dtype.
+"""
+
+import numpy as np
+from scipy.sparse import csr_array
+
+
+# --- softmax of a batch of logits Z (n, K) ------------------------------------------------------------------------
+
+
+def logsumexp(Z, out, n_threads=1):
+    """out (n,) OUT = log(sum_k exp(Z_k)), shifted by the row maximum so that nothing overflows."""
+    top = Z.max(axis=1)
+    out[:] = top + np.log(np.exp(Z - top[:, None]).sum(axis=1))
+
+
+def softmax(Z, out, n_threads=1):
+    """out (n, K) OUT = exp(Z) / sum_k exp(Z_k)."""
+    np.exp(Z - Z.max(axis=1, keepdims=True), out=out)
+    out /= out.sum(axis=1, keepdims=True)
+
+
+def log_softmax(Z, out, n_threads=1):
+    """out (n, K) OUT = Z - logsumexp(Z), never the log of a rounded probability."""
+    shifted = np.maximum(Z - Z.max(axis=1, keepdims=True), np.finfo(Z.dtype).min)
+    np.subtract(shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True)), out=out)
+
+
+def softmax_vjp(Z, U, out, n_threads=1):
+    """out (n, K) OUT = J^T U row by row with J = diag(p) - p p^T, that is t - (1^T t) p with t = p * u."""
+    P = np.empty_like(Z)
+    softmax(Z, P)
+    T = P * U
+    np.subtract(T, T.sum(axis=1, keepdims=True) * P, out=out)
+
+
+def cross_entropy(Z, codes, targets, sample_weight, label_smoothing, losses, residual, n_threads=1):
+    """losses (n,) OUT or None = s CE(y, p); residual (n, K) OUT or None = s (P - Y)."""
+    n, K = Z.shape
+    Y = _smoothed(codes, targets, label_smoothing, K, Z.dtype, slice(None))
+    s = np.ones(n, Z.dtype) if sample_weight is None else sample_weight
+    logP = np.empty_like(Z)
+    log_softmax(Z, logP)
+    if losses is not None:
+        losses[:] = -s * np.where(Y > 0, Y * logP, 0).sum(axis=1)
+    if residual is not None:
+        P = np.empty_like(Z)
+        softmax(Z, P)
+        np.multiply(s[:, None], P - Y, out=residual)
+
+
+def _smoothed(codes, targets, label_smoothing, K, dtype, rows):
+    """The target distributions of `rows`, mixed with `label_smoothing` parts of the uniform one."""
+    Y = np.eye(K, dtype=dtype)[codes[rows]] if targets is None else targets[rows]
+    return ((1 - label_smoothing) * Y + label_smoothing / K).astype(dtype)
+
+
+# --- the linear map on top of it ------------------------------------------------------------------------------------
+
+
+def dense_logits(X, rows, W, out, n_threads=1):
+    """out (m, K) OUT = X[rows] W^T + b."""
+    out[:] = _design(X, rows, W.shape[1]) @ W.T
+
+
+def dense_gradient(X, rows, G, out, n_threads=1):
+    """out (K, p) OUT = G^T [X[rows] 1], the X^T accumulation; G (m, K)."""
+    out[:] = G.T @ _design(X, rows, out.shape[1])
+
+
+def dense_loss_gradient(
+    X, rows, W, codes, targets, sample_weight, label_smoothing, scale, P, grad, n_threads=1
+):
+    """Return scale * sum_i s_i CE_i over the rows; grad (K, p) OUT its derivative; P (m, K) OUT or None."""
+    A = _design(X, rows, W.shape[1])
+    return _loss_gradient(A, rows, W, codes, targets, sample_weight, label_smoothing, scale, P, grad)
+
+
+def dense_hessian_product(X, rows, P, sample_weight, scale, V, out, n_threads=1):
+    """out (K, p) OUT = the Gauss-Newton (here: exact) Hessian of the loss at probabilities P, times V."""
+    A = _design(X, rows, V.shape[1])
+    _hessian_product(A, rows, P, sample_weight, scale, V, out)
+
+
+def csr_logits(data, indices, indptr, rows, Wt, n_features, out, n_threads=1):
+    """out (m, K) OUT = X[rows] W^T + b."""
+    dense_logits(_csr(data, indices, indptr, n_features), rows, Wt.T, out)
+
+
+def csr_gradient(data, indices, indptr, rows, G, n_features, out, n_threads=1):
+    """out (p, K) OUT = [X[rows] 1]^T G."""
+    dense_gradient(_csr(data, indices, indptr, n_features), rows, G, out.T)
+
+
+def csr_loss_gradient(
+    data, indices, indptr, rows, Wt, n_features, codes, targets, sample_weight, label_smoothing, scale,
+    P, residual, grad, n_threads=1,
+):
+    """As `dense_loss_gradient`, grad (p, K) OUT; residual (m, K) OUT = scale * s (P - Y), which the kernel needs."""
+    A = _design(_csr(data, indices, indptr, n_features), rows, Wt.shape[0])
+    args = (rows, Wt.T, codes, targets, sample_weight, label_smoothing, scale, P, grad.T, residual)
+    return _loss_gradient(A, *args)
+
+
+def csr_hessian_product(
+    data, indices, indptr, rows, P, sample_weight, scale, Vt, n_features, curved, out, n_threads=1
+):
+    """As `dense_hessian_product`, out (p, K) OUT; curved (m, K) OUT = scale * s (P*R - P sum(P*R)), R = X V^T."""
+    A = _design(_csr(data, indices, indptr, n_features), rows, Vt.shape[0])
+    _hessian_product(A, rows, P, sample_weight, scale, Vt.T, out.T, curved)
+
+
+def input_gradient(G, W, out, n_threads=1):
+    """out (n, d) OUT = G W, without the intercept column of W (K, p)."""
+    np.matmul(G, W[:, : out.shape[1]], out=out)
+
+
+def _design(X, rows, p):
+    """[X[rows] 1] as float arrays NumPy can multiply; the column of ones only where p asks for it."""
+    A = X if rows is None else X[rows]
+    A = A.toarray() if hasattr(A, "toarray") else A
+    return A if p == A.shape[1] else np.column_stack([A, np.ones(A.shape[0], A.dtype)])
+
+
+def _csr(data, indices, indptr, n_features):
+    return csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_features))
+
+
+def _loss_gradient(
+    A, rows, W, codes, targets, sample_weight, label_smoothing, scale, P, grad, residual=None
+):
+    rows = np.arange(A.shape[0]) if rows is None else rows
+    Z = A @ W.T
+    Y = _smoothed(codes, targets, label_smoothing, W.shape[0], Z.dtype, rows)
+    s = np.ones(len(rows), Z.dtype) if sample_weight is None else sample_weight[rows]
+    losses, G = np.empty(len(rows), Z.dtype), np.empty_like(Z)
+    cross_entropy(Z, None, Y, s, 0.0, losses, G)
+    if P is not None:
+        softmax(Z, P)
+    G *= Z.dtype.type(scale)
+    if residual is not None:
+        residual[:] = G
+    grad[:] = G.T @ A
+    return scale * losses.sum(dtype=np.float64)
+
+
+def _hessian_product(A, rows, P, sample_weight, scale, V, out, curved=None):
+    rows = np.arange(A.shape[0]) if rows is None else rows
+    s = np.ones(len(rows), A.dtype) if sample_weight is None else sample_weight[rows]
+    T = P * (A @ V.T)
+    Q = (T - P * T.sum(axis=1, keepdims=True)) * (A.dtype.type(scale) * s)[:, None]
+    if curved is not None:
+        curved[:] = Q
+    out[:] = Q.T @ A
