@@ -1,0 +1,7 @@
+"""Softmax regression (multinomial logistic regression) with compiled kernels, behind scikit-learn's interface."""
+
+from softreg import functional
+from softreg._estimator import SoftmaxRegression
+
+__version__ = "0.1.0"
+__all__ = ["SoftmaxRegression", "functional"]

@@ -1,0 +1,495 @@
+"""SoftmaxRegression: parameters, validation, labels, prediction. The only room that knows scikit-learn."""
+
+import inspect
+import numbers
+import warnings
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model._base import SparseCoefMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
+
+from softreg import _core, _solvers
+from softreg._objective import Objective
+from softreg._optimizers import SGD
+from softreg._threads import effective_n_threads, single_threaded_blas
+from softreg.functional import _check_targets
+
+FLOATS = (np.float64, np.float32)
+SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling"}
+SGD_ONLY = ("batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle")
+
+
+class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
+    """Linear softmax classifier (multinomial logistic regression).
+
+    It minimises, over coefficients W and intercepts b,
+
+        (1/S) sum_i s_i CE(y_i, softmax(W x_i + b)) + alpha ((1 - l1_ratio)/2 ||W||_2^2 + l1_ratio ||W||_1),
+
+    where the s_i are sample weights and S is their sum. Intercepts are not penalised.
+    ``LogisticRegression(C=1 / (n * alpha))`` has the same optimum.
+
+    Parameters
+    ----------
+    alpha : float, default=1e-4
+        Strength of the penalty, at least 0.
+    l1_ratio : float, default=0.0
+        Share of the L1 penalty, in [0, 1]; above 0, coefficients can be exactly zero.
+    fit_intercept : bool, default=True
+        Whether to fit an intercept for each class.
+    solver : {"auto", "sgd"}, default="auto"
+        "sgd" is minibatch stochastic gradient descent; "auto" chooses.
+    max_iter : int, default=100
+        The most epochs (passes over the data) that a fit makes.
+    tol : float, default=1e-4
+        The fit has converged when a proven bound on F - min F is at most tol * F.
+    batch_size : int or "auto", default="auto"
+        Rows a minibatch; "auto" is 256, or n if that is less.
+    learning_rate : {"auto", "constant", "linear", "cosine", "invscaling"}, default="auto"
+        How the rate goes down from eta0. "auto" is "linear": to zero at max_iter. In `partial_fit`, which does not
+        know the end, it is "invscaling": eta0 / sqrt(1 + epochs).
+    eta0 : float or "auto", default="auto"
+        The first rate. "auto" takes the largest that cannot overshoot on the mean batch, from the data's curvature.
+    momentum : float, default=0.9
+        Momentum, in [0, 1).
+    nesterov : bool, default=True
+        Whether momentum looks ahead.
+    average : bool, default=False
+        Whether to keep the mean of all iterates in place of the last one.
+    shuffle : bool, default=True
+        Whether to shuffle the rows before each epoch.
+    class_weight : dict or "balanced", default=None
+        Weights of the classes; they multiply `sample_weight`.
+    label_smoothing : float, default=0.0
+        Mixes this share of the uniform distribution into every target; in [0, 1).
+    early_stopping : bool, default=False
+        Whether to hold out `validation_fraction` of the rows, stop when the loss there has not gone down by
+        tol times itself for `n_iter_no_change` epochs, and keep the weights that were best there.
+    validation_fraction : float, default=0.1
+        The share of the rows that is held out.
+    n_iter_no_change : int, default=5
+        Epochs without progress that end a fit with early stopping, and after which SGD asks for a certificate.
+    warm_start : bool, default=False
+        Whether `fit` starts from the coefficients of the previous fit.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the shuffling and the held-out rows.
+    n_jobs : int, default=None
+        Threads. None takes what OMP_NUM_THREADS, threadpoolctl and joblib's limits on workers allow. Results do
+        not depend on it.
+    verbose : int, default=0
+        1 prints a line an epoch.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (n_classes, n_features), or (1, n_features) for two classes
+    intercept_ : ndarray of shape (n_classes,), or (1,)
+    classes_ : ndarray of shape (n_classes,)
+    n_iter_ : int
+        Epochs that were run.
+    optimality_gap_ : float
+        A proven bound on F - min F at the end; inf where there is none (alpha = 0).
+    history_ : dict of arrays, one entry an epoch
+        ``loss`` (the objective: its running mean over the epoch, or exact where ``gap`` is known), ``gap``,
+        ``passes`` over the data, ``time`` in seconds; with early stopping ``validation_loss``, ``validation_score``.
+    n_features_in_, feature_names_in_ :
+        As everywhere in scikit-learn.
+
+    References
+    ----------
+    Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
+    Sutskever et al. (2013), On the importance of initialization and momentum in deep learning, ICML.
+    Gower et al. (2019), SGD: general analysis and improved rates, ICML.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from softreg import SoftmaxRegression
+    >>> X, y = load_iris(return_X_y=True)
+    >>> SoftmaxRegression(alpha=1e-3).fit(X, y).score(X, y) > 0.95
+    True
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012 (scikit-learn's own form)
+        "alpha": [Interval(numbers.Real, 0, None, closed="left")],
+        "l1_ratio": [Interval(numbers.Real, 0, 1, closed="both")],
+        "fit_intercept": ["boolean"],
+        "solver": [StrOptions({"auto", "sgd"})],
+        "max_iter": [Interval(numbers.Integral, 1, None, closed="left")],
+        "tol": [Interval(numbers.Real, 0, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(numbers.Integral, 1, None, closed="left")],
+        "learning_rate": [StrOptions(SCHEDULES)],
+        "eta0": [StrOptions({"auto"}), Interval(numbers.Real, 0, None, closed="neither")],
+        "momentum": [Interval(numbers.Real, 0, 1, closed="left")],
+        "nesterov": ["boolean"],
+        "average": ["boolean"],
+        "shuffle": ["boolean"],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "label_smoothing": [Interval(numbers.Real, 0, 1, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(numbers.Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(numbers.Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "n_jobs": [numbers.Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self, *, alpha=1e-4, l1_ratio=0.0, fit_intercept=True, solver="auto", max_iter=100, tol=1e-4,
+        batch_size="auto", learning_rate="auto", eta0="auto", momentum=0.9, nesterov=True, average=False, shuffle=True,
+        class_weight=None, label_smoothing=0.0, early_stopping=False, validation_fraction=0.1, n_iter_no_change=5,
+        warm_start=False, random_state=None, n_jobs=None, verbose=0,
+    ):  # fmt: skip
+        self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.fit_intercept = fit_intercept
+        self.solver = solver
+        self.max_iter = max_iter
+        self.tol = tol
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.eta0 = eta0
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.average = average
+        self.shuffle = shuffle
+        self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array or sparse matrix of shape (n, d)
+            float32 and float64 stay what they are; C-ordered arrays and CSR with sorted indices are not copied.
+        y : array of shape (n,) or (n, K)
+            Labels, or K >= 2 target probabilities a row; the classes are then 0 .. K-1.
+        sample_weight : array of shape (n,), optional
+            Weights, not negative.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If the data or a combination of parameters cannot be used.
+        FloatingPointError
+            If SGD diverged: the rate is too high.
+        """
+        self._check_combination()
+        X, codes, targets, classes = self._check_data(X, y)
+        objective = self._objective(X, codes, targets, classes, sample_weight)
+        W = self._previous(objective, classes) if self.warm_start and hasattr(self, "coef_") else None
+        W = objective.zeros() if W is None else W
+        random_state = check_random_state(self.random_state)
+        train, monitor = self._hold_out(objective, random_state)
+        with single_threaded_blas():
+            run = self._sgd(train, W, random_state, monitor)
+        W = monitor.best if monitor.best is not None else run.W
+        self._keep(objective, W, classes)
+        self.n_iter_ = run.n_iter
+        self.optimality_gap_ = run.gap
+        self.history_ = {name: np.array([r[name] for r in run.records]) for name in run.records[0]}
+        if not (run.converged or monitor.stopped):
+            self._warn(run)
+        return self
+
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Go once over a batch of rows, with minibatch SGD from where the last call ended.
+
+        Parameters
+        ----------
+        X, y, sample_weight : as in `fit`
+        classes : array of labels, or the number of classes for target probabilities
+            All classes that will ever come; needed in the first call.
+
+        Returns
+        -------
+        self
+        """
+        self._validate_params()
+        first = not hasattr(self, "_stream")
+        X, codes, targets, classes = self._check_data(X, y, classes=classes, first=first)
+        if first and classes is None:
+            raise ValueError("classes must be given in the first call of partial_fit")
+        objective = self._objective(X, codes, targets, classes, sample_weight)
+        batch_size = self._batch_size(objective)
+        if first:
+            rate = self.eta0 if self.eta0 != "auto" else _solvers.automatic_rate(objective, batch_size)
+            self._stream = {"optimizer": SGD(self.momentum, self.nesterov), "rate": rate, "epochs": 0.0}
+            W = objective.zeros()
+        else:
+            W = self._previous(objective, classes)
+        random_state = check_random_state(self.random_state)
+        with single_threaded_blas():
+            run = _solvers.stream(
+                objective, W, **self._stream, learning_rate=self._schedule("invscaling"), max_iter=self.max_iter,
+                batch_size=batch_size, random_state=random_state if self.shuffle else None,
+            )  # fmt: skip
+        self._stream["epochs"] += 1
+        self._keep(objective, run.W, classes)
+        self.n_iter_ = int(self._stream["epochs"])
+        return self
+
+    def _check_combination(self):
+        """A parameter that would be ignored is an error."""
+        if self.solver != "sgd":
+            defaults = inspect.signature(type(self).__init__).parameters
+            for name in SGD_ONLY:
+                if (value := getattr(self, name)) != defaults[name].default:
+                    raise ValueError(f"{name}={value!r} is for solver='sgd'; solver={self.solver!r} has no use for it")
+
+    def _check_data(self, X, y, classes=None, first=True):
+        """X as the kernels take it, codes or targets, and the classes."""
+        soft = (shape := np.asarray(y).shape)[1:] > (1,) and len(shape) == 2
+        X, y = validate_data(
+            self, X, y, accept_sparse="csr", accept_large_sparse=True, dtype=FLOATS, multi_output=soft, reset=first
+        )
+        X = in_rows(X)
+        if soft:
+            _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
+            classes = np.arange(y.shape[1])
+            return X, None, np.ascontiguousarray(targets), classes
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        present, codes = np.unique(y, return_inverse=True)
+        known = present if classes is None and first else np.unique(self.classes_ if not first else classes)
+        if not np.isin(present, known).all():
+            unknown = present[~np.isin(present, known)]
+            raise ValueError(f"y has labels {unknown.tolist()} that are not in classes {known.tolist()}")
+        if len(known) < 2:
+            raise ValueError(f"SoftmaxRegression needs at least 2 classes; y has only one class: {known[0]!r}")
+        codes = np.searchsorted(known, present)[codes] if known is not present else codes
+        return X, codes.astype(np.intp, copy=False), None, known
+
+    def _objective(self, X, codes, targets, classes, sample_weight):
+        weight = None
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        if self.class_weight is not None:
+            if codes is None:
+                raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
+            of_class = compute_class_weight(
+                self.class_weight, classes=classes, y=classes[codes], sample_weight=weight
+            )
+            weight = (of_class if weight is None else of_class * 1.0)[codes].astype(X.dtype) * (
+                1 if weight is None else weight
+            )
+        if weight is not None and not weight.sum(dtype=np.float64) > 0:
+            raise ValueError("sample_weight sums to zero: nothing is left to fit")
+        binary = len(classes) == 2
+        return Objective(
+            X, codes, targets, weight, len(classes),
+            # two rows of half the size each stand for the one row of a binary model: same penalty for twice alpha
+            l2=self.alpha * (1 - self.l1_ratio) * (2 if binary else 1), l1=self.alpha * self.l1_ratio,
+            label_smoothing=self.label_smoothing, fit_intercept=self.fit_intercept,
+            n_threads=effective_n_threads(self.n_jobs),
+        )  # fmt: skip
+
+    def _previous(self, objective, classes):
+        """The current coefficients as the solvers' W."""
+        coef = self.coef_.toarray() if issparse(self.coef_) else self.coef_
+        if not np.array_equal(self.classes_, classes) or coef.shape[1] != objective.n_features:
+            raise ValueError(
+                f"the previous fit has {len(self.classes_)} classes and {coef.shape[1]} features, the data "
+                f"{len(classes)} classes and {objective.n_features} features; use warm_start=False or a new estimator"
+            )
+        W = objective.zeros()
+        halves = np.array([[-0.5], [0.5]]) if len(classes) == 2 else 1
+        objective.coef(W)[...] = halves * coef
+        if self.fit_intercept:
+            W[:, -1:] = halves * self.intercept_[:, None]
+        return W
+
+    def _keep(self, objective, W, classes):
+        if len(classes) == 2:
+            W = W[1:] - W[:1]
+        self.classes_ = classes
+        self.coef_ = np.array(objective.coef(W), order="C")
+        self.intercept_ = np.array(W[:, -1]) if self.fit_intercept else np.zeros(len(W), W.dtype)
+
+    def _hold_out(self, objective, random_state):
+        """The part to train on, and who watches the rest."""
+        if not self.early_stopping:
+            return objective, Monitor(self)
+        train, held_out = train_test_split(
+            np.arange(objective.n_rows), test_size=self.validation_fraction, stratify=objective.codes,
+            random_state=random_state,
+        )  # fmt: skip
+        return objective.sample(np.sort(train)), Monitor(self, objective.sample(np.sort(held_out)))
+
+    def _batch_size(self, objective):
+        return min(256 if self.batch_size == "auto" else self.batch_size, max(objective.n_rows, 1))
+
+    def _schedule(self, auto):
+        return auto if self.learning_rate == "auto" else self.learning_rate
+
+    def _sgd(self, objective, W, random_state, monitor):
+        return _solvers.sgd(
+            objective, W, SGD(self.momentum, self.nesterov), eta0=self.eta0, learning_rate=self._schedule("linear"),
+            batch_size=self._batch_size(objective), max_iter=self.max_iter, tol=self.tol,
+            n_iter_no_change=self.n_iter_no_change, shuffle=self.shuffle, average=self.average,
+            random_state=random_state, monitor=monitor,
+        )  # fmt: skip
+
+    def _warn(self, run):
+        loss = run.records[-1]["loss"]
+        warnings.warn(
+            f"SoftmaxRegression stopped after {run.n_iter} epochs before it converged: the objective is {loss:.6g} and "
+            f"proven to be within {run.gap:.2g} of its minimum, which is more than tol * objective = "
+            f"{self.tol * loss:.2g}. Increase max_iter, standardise the features, or raise alpha or tol.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+    # --- prediction ----------------------------------------------------------------------------------------------
+
+    def decision_function(self, X):
+        """Logits of shape (n, n_classes), or (n,) for two classes: then positive means ``classes_[1]``.
+
+        Parameters
+        ----------
+        X : array or sparse matrix of shape (n, d)
+        """
+        X = self._check_predict(X)
+        Z = self._logits(X, self.coef_, self.intercept_)
+        return Z.ravel() if Z.shape[1] == 1 else Z
+
+    def predict(self, X):
+        """The most probable class of each row of X, shape (n,)."""
+        scores = self.decision_function(X)
+        return self.classes_[(scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)]
+
+    def predict_proba(self, X):
+        """Probabilities of the classes, in the order of ``classes_``: shape (n, n_classes)."""
+        return self._through(_core.softmax, X)
+
+    def predict_log_proba(self, X):
+        """Logarithms of the probabilities, from the logits: right also where a probability rounds to zero."""
+        return self._through(_core.log_softmax, X)
+
+    def input_gradient(self, X, y):
+        """The gradient of the mean cross-entropy over the rows of X with respect to X, shape (n, d).
+
+        It is (P - Y) W / n: what a layer that produced X needs to go on with backpropagation.
+
+        Parameters
+        ----------
+        X : array or sparse matrix of shape (n, d)
+        y : labels of shape (n,), or target probabilities of shape (n, n_classes)
+        """
+        X = self._check_predict(X)
+        if len(np.shape(y)) == 2:
+            _, targets = _check_targets(np.asarray(y), (X.shape[0], len(self.classes_)), X.dtype)
+            codes = None
+        else:
+            targets, codes = None, np.searchsorted(self.classes_, column_or_1d(y)).astype(np.intp)
+            codes = np.minimum(codes, len(self.classes_) - 1)
+            if (wrong := self.classes_[codes] != y).any():
+                raise ValueError(f"y has the label {y[wrong.argmax()]!r}, which is not in classes_")
+        Z, coef = self._class_logits(X)
+        G = np.empty_like(Z)
+        weight = np.full(X.shape[0], 1 / max(X.shape[0], 1), X.dtype)
+        n_threads = effective_n_threads(self.n_jobs)
+        _core.cross_entropy(Z, codes, targets, weight, self.label_smoothing, None, G, n_threads)
+        out = np.empty(X.shape, X.dtype)
+        with single_threaded_blas():
+            _core.input_gradient(G, coef, out, n_threads)
+        return out
+
+    def _check_predict(self, X):
+        check_is_fitted(self)
+        return in_rows(validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False))
+
+    def _class_logits(self, X):
+        """One column of logits a class, and the coefficients that made them, also for two classes."""
+        coef, intercept = self.coef_, self.intercept_
+        if issparse(coef):
+            coef = coef.toarray()
+        if len(self.classes_) == 2:  # softmax of (-z/2, z/2) is the sigmoid of z
+            halves = np.array([[-0.5], [0.5]], coef.dtype)
+            coef, intercept = halves * coef, halves[:, 0] * intercept
+        coef = np.ascontiguousarray(coef, X.dtype)
+        return self._logits(X, coef, intercept), coef
+
+    def _logits(self, X, coef, intercept):
+        if issparse(coef):
+            return np.ascontiguousarray(safe_sparse_dot(X, coef.T, dense_output=True) + intercept, X.dtype)
+        W = np.column_stack([coef, intercept]).astype(X.dtype, copy=False)
+        Z = np.empty((X.shape[0], len(W)), X.dtype)
+        n_threads = effective_n_threads(self.n_jobs)
+        if issparse(X):
+            Wt = np.ascontiguousarray(W.T)
+            _core.csr_logits(X.data, X.indices, X.indptr, None, Wt, X.shape[1], Z, n_threads)
+        else:
+            with single_threaded_blas():
+                _core.dense_logits(X, None, W, Z, n_threads)
+        return Z
+
+    def _through(self, kernel, X):
+        X = self._check_predict(X)
+        Z, _ = self._class_logits(X)
+        kernel(Z, Z, effective_n_threads(self.n_jobs))
+        return Z
+
+
+class Monitor:
+    """Called after each epoch: prints, and watches the held-out rows for early stopping."""
+
+    def __init__(self, estimator, held_out=None):
+        self.verbose, self.tol, self.patience = estimator.verbose, estimator.tol, estimator.n_iter_no_change
+        self.held_out = held_out
+        self.best, self.best_loss, self.waited, self.stopped = None, np.inf, 0, False
+
+    def __call__(self, W, record):
+        if self.held_out is not None:
+            P = self.held_out.probabilities()
+            penalised, _ = self.held_out.value_and_gradient(W, P)
+            loss = penalised - 0.5 * self.held_out.l2 * float((self.held_out.coef(W) ** 2).sum())
+            record["validation_loss"] = loss
+            record["validation_score"] = self._accuracy(P)
+            self.waited = self.waited + 1 if loss > self.best_loss - self.tol * abs(self.best_loss) else 0
+            if loss < self.best_loss:
+                self.best, self.best_loss = W.copy(order="K"), loss
+            self.stopped = self.waited >= self.patience
+        if self.verbose:
+            print("  ".join(f"{name} {value:.6g}" for name, value in record.items()))
+        return self.stopped
+
+    def _accuracy(self, P):
+        part = self.held_out
+        targets = part.codes if part.targets is None else part.targets.argmax(axis=1)
+        return float(np.mean(P.argmax(axis=1) == targets[part.rows]))
+
+
+def in_rows(X):
+    """X with its rows contiguous, or as CSR with sorted indices; copied only where it is not already."""
+    if issparse(X):
+        return X if X.has_sorted_indices else X.sorted_indices()
+    return X if X.strides[1] == X.itemsize else np.ascontiguousarray(X)

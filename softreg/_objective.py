@@ -1,0 +1,200 @@
+"""The objective over a prepared problem: its value, gradient, Hessian products and certificate.
+
+    F(W) = (1/S) sum_i s_i CE(Y_i, softmax(W [x_i 1])) + l2/2 ||W||_2^2 + l1 ||W||_1,    S = sum_i s_i
+
+W has shape (K, p), p = d + 1 with the intercepts in the last column, or p = d without; intercepts are not penalised.
+Everything here but `penalty_l1` is the smooth part; the solvers meet l1 with a proximal step.
+
+In memory W is C-ordered where X is dense and Fortran-ordered where X is sparse: a nonzero of X then meets the numbers
+of all classes side by side.
+"""
+
+from copy import copy
+
+import numpy as np
+from scipy.sparse import issparse
+
+from softreg import _core
+
+
+class Objective:
+    """F over the rows of X, or over some of them.
+
+    Parameters
+    ----------
+    X : ndarray with unit stride along its rows, or CSR with sorted indices, of shape (n, d)
+    codes : intp array of shape (n,), or None where `targets` is given
+    targets : array of shape (n, K), or None
+    sample_weight : array of shape (n,), or None for ones
+    n_classes : int, K
+    l2, l1 : float, the penalties
+    label_smoothing : float
+    fit_intercept : bool
+    n_threads : int
+    """
+
+    def __init__(
+        self, X, codes, targets, sample_weight, n_classes, *, l2, l1=0.0, label_smoothing=0.0,
+        fit_intercept=True, n_threads=1,
+    ):  # fmt: skip
+        self.X, self.codes, self.targets, self.sample_weight = X, codes, targets, sample_weight
+        self.l2, self.l1, self.label_smoothing = l2, l1, label_smoothing
+        self.fit_intercept, self.n_threads = fit_intercept, n_threads
+        self.n_features, self.n_classes = X.shape[1], n_classes
+        self.shape = (n_classes, self.n_features + bool(fit_intercept))
+        self.dtype = X.dtype
+        self.sparse = issparse(X)
+        self._over(None)
+
+    def sample(self, rows):
+        """The same objective as a mean over `rows` alone; nothing of X is copied."""
+        part = copy(self)
+        part._over(rows)
+        return part
+
+    def _over(self, rows):
+        weight = self.sample_weight
+        if rows is not None and weight is not None:
+            weight = weight[rows]
+        self.rows = rows
+        self.n_rows = self.X.shape[0] if rows is None else len(rows)
+        self._moments = None
+        self.total_weight = float(self.n_rows if weight is None else weight.sum(dtype=np.float64))
+
+    # --- arrays -------------------------------------------------------------------------------------------------
+
+    def empty(self):
+        """An array like W, in the memory order of this problem."""
+        return np.empty(self.shape, self.dtype, order="F" if self.sparse else "C")
+
+    def zeros(self):
+        W = self.empty()
+        W[...] = 0
+        return W
+
+    def probabilities(self):
+        """Room for the probabilities of every row."""
+        return np.empty((self.n_rows, self.n_classes), self.dtype)
+
+    # --- the mathematics ----------------------------------------------------------------------------------------
+
+    def value_and_gradient(self, W, P=None):
+        """F(W) and its gradient; the probabilities go to P where it is given."""
+        return self._evaluate(W, self.rows, 1.0 / self.total_weight, P)
+
+    def batch_value_and_gradient(self, W, batch):
+        """Unbiased estimates of F(W) and its gradient from a few of the rows: `batch` are positions among them."""
+        rows = batch if self.rows is None else self.rows[batch]
+        return self._evaluate(W, rows, self.n_rows / (self.total_weight * len(batch)), None)
+
+    def _evaluate(self, W, rows, scale, P):
+        gradient = self.empty()
+        targets = (self.codes, self.targets, self.sample_weight, self.label_smoothing, scale, P)
+        if self.sparse:
+            residual = np.empty((self.n_rows if rows is None else len(rows), self.n_classes), self.dtype)
+            args = (rows, W.T, self.n_features, *targets, residual, gradient.T, self.n_threads)
+            value = _core.csr_loss_gradient(self.X.data, self.X.indices, self.X.indptr, *args)
+        else:
+            value = _core.dense_loss_gradient(self.X, rows, W, *targets, gradient, self.n_threads)
+        if self.l2:
+            value += 0.5 * self.l2 * squared_norm(self.coef(W))
+            self._add_l2(gradient, W)
+        return value, gradient
+
+    def hessian_product(self, P, V):
+        """The Hessian of F at probabilities P, times V."""
+        out = self.empty()
+        scale = 1.0 / self.total_weight
+        if self.sparse:
+            args = (self.rows, P, self.sample_weight, scale, V.T, self.n_features, np.empty_like(P), out.T)
+            _core.csr_hessian_product(self.X.data, self.X.indices, self.X.indptr, *args, self.n_threads)
+        else:
+            _core.dense_hessian_product(self.X, self.rows, P, self.sample_weight, scale, V, out, self.n_threads)
+        self._add_l2(out, V)
+        return out
+
+    def penalty_l1(self, W):
+        """l1 ||W||_1, the part that has no gradient."""
+        return self.l1 * float(np.abs(self.coef(W)).sum(dtype=np.float64)) if self.l1 else 0.0
+
+    def optimality_gap(self, W, value, gradient):
+        """A proven bound on F(W) - min F, from F(W) without l1 and its gradient; inf without any penalty.
+
+        By duality. With the entropies H, the gradient part G(Q) = (1/S) sum_i s_i (Q_i - Y_i) x_i^T, and any
+        distributions Q whose class totals equal those of Y (only then is an unpenalised intercept optimal),
+
+            min F >= D(Q) = (1/S) sum_i s_i H(Q_i) - 1/(2 l2) sum max(|G(Q)| - l1, 0)^2.
+
+        With Q = P and no intercept the difference is ||dF/dW||^2 / (2 l2) for l1 = 0. P meets the condition only
+        where the intercept's gradient g is zero, so Q = u ((1 - t) P + t r) + (1 - u) Y: a share t of the constant
+        distribution r = y - g (1 - t) / t, the smallest that keeps r >= 0, repairs the totals y; and u <= 1 scales
+        G down to what is best (l2 > 0) or allowed (l2 = 0). H is concave, so H(Q) >= u ((1 - t) H(P) + t H(r)).
+        """
+        if not self.l2 and not self.l1:
+            return np.inf
+        coef = np.asarray(self.coef(W), np.float64)
+        G = np.asarray(self.coef(gradient), np.float64) - self.l2 * coef
+        loss = value - 0.5 * self.l2 * squared_norm(coef)
+        entropy = loss - np.vdot(G, coef)
+        if self.fit_intercept:
+            g = np.asarray(gradient[:, -1], np.float64)
+            entropy -= g @ W[:, -1]
+            M = self._class_moments()
+            totals = M[:, -1]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                t = np.max(np.where(g > 0, g / (totals + g), 0.0), initial=0.0)
+            if t > 0:
+                r = np.maximum(totals - g * ((1 - t) / t), 0)
+                r /= r.sum()
+                entropy = (1 - t) * entropy - t * np.sum(r * np.log(np.where(r > 0, r, 1)))
+                G = (1 - t) * G + t * (r[:, None] * M[:, :-1].sum(axis=0) - M[:, :-1])
+        entropy = max(entropy, 0.0)
+        if self.l2:
+            charge = squared_norm(np.maximum(np.abs(G) - self.l1, 0)) / (2 * self.l2)
+            u = min(1.0, entropy / (2 * charge)) if charge > 0 else 1.0
+            dual = u * entropy - u * u * charge
+        else:
+            largest = np.abs(G).max(initial=0.0)
+            dual = entropy * min(1.0, self.l1 / largest) if largest > 0 else entropy
+        return max(value + self.penalty_l1(W) - dual, 0.0)
+
+    def _class_moments(self):
+        """(1/S) sum_i s_i Y_i [x_i 1]^T, float64; computed once."""
+        if self._moments is None:
+            rows = slice(None) if self.rows is None else self.rows
+            if self.targets is None:
+                Y = np.zeros((self.n_rows, self.n_classes), self.dtype)
+                Y[np.arange(self.n_rows), self.codes[rows]] = 1
+            else:
+                Y = self.targets[rows].copy()
+            Y *= 1 - self.label_smoothing
+            Y += self.label_smoothing / self.n_classes
+            Y *= (1 if self.sample_weight is None else self.sample_weight[rows, None]) / self.dtype.type(
+                self.total_weight
+            )
+            out = self.empty()
+            if self.sparse:
+                args = (self.rows, Y, self.n_features, out.T, self.n_threads)
+                _core.csr_gradient(self.X.data, self.X.indices, self.X.indptr, *args)
+            else:
+                _core.dense_gradient(self.X, self.rows, Y, out, self.n_threads)
+            self._moments = out.astype(np.float64)
+        return self._moments
+
+    def coef(self, W):
+        """The part of W that is penalised."""
+        return W[:, : self.n_features]
+
+    def _add_l2(self, gradient, W):
+        if self.l2:
+            self.coef(gradient)[...] += self.dtype.type(self.l2) * self.coef(W)
+
+
+def squared_norm(A):
+    """sum(A^2), in float64 where it matters: over the rows' sums."""
+    return float(np.einsum("ij,ij->i", A, A).sum(dtype=np.float64))
+
+
+def inner(A, B):
+    """sum(A B) of two arrays in the same memory order; BLAS adds in blocks, which keeps float32 exact enough."""
+    return float(np.dot(A.ravel(order="K"), B.ravel(order="K")))

@@ -1,0 +1,61 @@
+"""Update rules and learning-rate schedules: state in, step out.
+
+An optimiser changes W in place given a gradient and a rate, and returns the rate that each coordinate saw (a
+number, or an array like W): the proximal step for l1 needs it. A schedule maps the progress of a fit to a factor.
+"""
+
+import numpy as np
+
+
+class SGD:
+    """v <- momentum v + g;  W <- W - rate v, or with Nesterov's look-ahead W - rate (g + momentum v).
+
+    Sutskever et al. (2013), in the form without a shifted iterate that torch.optim.SGD also uses.
+    """
+
+    def __init__(self, momentum=0.0, nesterov=False):
+        self.momentum, self.nesterov = momentum, nesterov
+        self.velocity = None
+
+    def step(self, W, gradient, rate):
+        if self.momentum:
+            if self.velocity is None:
+                self.velocity = np.zeros_like(gradient)
+            self.velocity *= self.momentum
+            self.velocity += gradient
+            if self.nesterov:
+                gradient += self.momentum * self.velocity
+            else:
+                gradient[...] = self.velocity
+        gradient *= rate
+        W -= gradient
+        return rate
+
+
+def schedule(name, progress, power=0.5):
+    """The factor on eta0 after `progress` epochs of a fit planned for `total`, progress = (epochs done, total).
+
+    constant    1
+    linear      1 - t / T
+    cosine      (1 + cos(pi t / T)) / 2                (Loshchilov and Hutter 2017)
+    invscaling  (1 + t)^-power                         (Robbins and Monro 1951)
+    """
+    done, total = progress
+    if name == "constant":
+        return 1.0
+    if name == "linear":
+        return max(0.0, 1.0 - done / total)
+    if name == "cosine":
+        return 0.5 * (1.0 + np.cos(np.pi * min(1.0, done / total)))
+    if name == "invscaling":
+        return (1.0 + done) ** -power
+    raise ValueError(f"unknown schedule {name!r}")
+
+
+def soft_threshold(W, threshold):
+    """The proximal operator of threshold ||W||_1, in place: exact zeros below the threshold."""
+    magnitude = np.abs(W)
+    magnitude -= threshold
+    np.maximum(magnitude, 0, out=magnitude)
+    np.copysign(magnitude, W, out=W)
+    W[magnitude == 0] = 0  # not -0.0
