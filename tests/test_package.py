@@ -1,0 +1,115 @@
+"""What pip delivers: metadata, the files of wheel and sdist, kernels that match their stubs and twins."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import softreg
+from softreg import _core, _reference, functional
+
+DISTRIBUTION = importlib.metadata.distribution("softreg")
+ROOT = Path(__file__).resolve().parents[1]
+
+# What `_core` says about itself; everything else in it is a kernel.
+QUERIES = {"openmp_enabled", "simd_level", "max_threads"}
+
+
+def functions(module):
+    """Public callables that a module defines itself, by name."""
+    own = {name: obj for name, obj in vars(module).items() if callable(obj) and not name.startswith("_")}
+    return {name: obj for name, obj in own.items() if obj.__module__ == module.__name__}
+
+
+KERNELS = sorted((functions(_core).keys() | functions(_reference).keys()) - QUERIES)
+
+
+def parameters(function):
+    return [(p.name, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_has_a_twin_with_the_same_parameters(name):
+    assert parameters(getattr(_core, name)) == parameters(getattr(_reference, name))
+
+
+def test_stub_lists_what_the_extension_has():
+    stub = ast.parse(Path(_core.__file__).with_name("_core.pyi").read_text(encoding="utf-8"))
+    declared = {node.name: node.args.args for node in stub.body if isinstance(node, ast.FunctionDef)}
+    public = {name: declared[name] for name in declared if not name.startswith("_")}
+    assert public.keys() == functions(_core).keys()
+    for name in KERNELS:
+        assert [arg.arg for arg in public[name]] == [name for name, _ in parameters(getattr(_core, name))]
+
+
+def test_version_is_that_of_the_metadata():
+    assert DISTRIBUTION.version == softreg.__version__
+
+
+def test_run_time_dependencies_are_these_four():
+    needed = [line for line in DISTRIBUTION.requires if "extra ==" not in line]
+    names = {re.match(r"[\w.-]+", line)[0] for line in needed}
+    assert names == {"numpy", "scipy", "scikit-learn", "threadpoolctl"}
+
+
+def test_public_names_are_documented():
+    public = {name: getattr(softreg, name) for name in softreg.__all__}
+    public |= functions(functional)
+    assert [name for name, obj in public.items() if not obj.__doc__] == []
+
+
+def test_import_is_light():
+    """Nothing heavy comes in beyond what scikit-learn imports by itself (pandas, where it is installed)."""
+    heavy = {"torch", "pandas", "polars", "matplotlib", "mpmath", "pytest"}
+    code = f"""
+import sys, sklearn.base
+before = set(sys.modules)
+import softreg
+print(sorted({heavy} & (sys.modules.keys() - before)))
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_wheel_holds_what_runs_and_nothing_else():
+    """pip unpacked a wheel, and its record says what was in it."""
+    origin = json.loads(DISTRIBUTION.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        pytest.skip("an editable install leaves the package where its sources are")
+    files = [file for file in DISTRIBUTION.files if "__pycache__" not in file.parts]
+    assert {file.parts[0] for file in files} == {"softreg", f"softreg-{softreg.__version__}.dist-info"}
+    others = {file.name for file in files if file.parts[0] == "softreg" and file.suffix != ".py"}
+    assert others == {"_core" + sysconfig.get_config_var("EXT_SUFFIX"), "_core.pyi", "py.typed"}
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="the tests stand apart from the sources")
+def test_sdist_holds_every_source_and_nothing_generated(tmp_path):
+    for package in ("setuptools", "Cython"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"building without isolation needs {package}")
+    tree = tmp_path / "tree"
+    generated = (".*", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*generated))
+    built = {".so", ".pyd"}  # of an editable install
+    sources = {str(p.relative_to(tree)) for p in tree.rglob("*") if p.is_file() and p.suffix not in built}
+    assert not any(name.endswith(".c") for name in sources)
+    (tree / "softreg" / "_core.c").touch()  # as `cython softreg/_core.pyx` would leave it
+
+    code = "import setuptools.build_meta, sys; setuptools.build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=tree, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {member.name.partition("/")[2] for member in tar if member.isfile()}
+    added = {name for name in held - sources if ".egg-info/" not in name}
+    assert added == {"PKG-INFO", "setup.cfg"}  # both are setuptools' own
+    assert sources <= held
