@@ -30,10 +30,22 @@ cdef extern from "_simd.h" nogil:
     const int FLOAT_LANES "SR_FLOAT_LANES"
     const int DOUBLE_LANES "SR_DOUBLE_LANES"
     const int OPENMP "SR_OPENMP"
-    float sr_exp_float(float, float)
-    double sr_exp_double(double, double)
+    float sr_base_float(float)
+    float sr_turns_float(float)
+    float sr_rest_float(float, float)
+    float sr_exp_float(float, float, float, float, float)
+    double sr_base_double(double)
+    double sr_turns_double(double)
+    double sr_rest_double(double, double)
+    double sr_exp_double(double, double, double, double, double)
     float sr_log_float(float)
     double sr_log_double(double)
+    void sr_columns_float(const float**, Py_ssize_t, float*, Py_ssize_t)
+    void sr_columns_double(const double**, Py_ssize_t, double*, Py_ssize_t)
+    void sr_rows_float(const float*, Py_ssize_t, float*, Py_ssize_t)
+    void sr_rows_double(const double*, Py_ssize_t, double*, Py_ssize_t)
+    void sr_sum4_float(const vfloat*, float*)
+    void sr_sum4_double(const vdouble*, double*)
     void prefetch "SR_PREFETCH"(const void*)
     int sr_simd_level()
     int sr_max_threads()
@@ -46,6 +58,7 @@ cdef enum:
     GATHER_BELOW = 64   # features: below, a block of X is transposed into scratch, as dot products would be too short
     BLAS_CLASSES = 48   # classes: from here on BLAS is faster than the tiles (see benchmarks/README.md)
     MAX_PARTS = 16      # parts of the rows that may run at the same time
+    AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead: some 100 ns
 
 
 ctypedef fused floating:
@@ -93,20 +106,76 @@ cdef void* _allocate(Py_ssize_t n, Py_ssize_t size) except NULL:
 # T (K, ld) INOUT with BLOCK columns used; top, total, factor (BLOCK,): one number a row.
 
 
-cdef sr_void _load_rows(const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* T, Py_ssize_t ld) noexcept nogil:
-    """T OUT = the transpose of `count` rows of Z (count, K); the columns that are left are zero."""
+cdef inline sr_inline_void _transpose_narrow(
+    const floating* A, Py_ssize_t count, Py_ssize_t K, floating* T, Py_ssize_t ld, bint back
+) noexcept nogil:
+    """Between A (count, K) and T (K, ld) where K is a small constant, for which compilers know good shuffles."""
     cdef Py_ssize_t i, k
-    for k in range(K):
+    for i in range(count):
+        for k in range(K):
+            if back:
+                (<floating*>A)[i * K + k] = T[k * ld + i]
+            else:
+                T[k * ld + i] = A[i * K + k]
+
+
+cdef sr_void _transpose_rows(const floating** x, Py_ssize_t count, Py_ssize_t d, floating* T, Py_ssize_t ld) noexcept nogil:
+    """T (d, ld) OUT = `count` rows of x as columns, then zeros up to BLOCK; x points at readable rows up to BLOCK.
+
+    In tiles of 8 x 4; the last 4 features may meet again what was done before.
+    """
+    cdef Py_ssize_t i, j, at
+    if d < 4:
         for i in range(count):
-            T[k * ld + i] = Z[i * K + k]
-        for i in range(count, BLOCK):
-            T[k * ld + i] = 0
+            for j in range(d):
+                T[j * ld + i] = x[i][j]
+    else:
+        for j in range(0, d, 4):
+            at = j if j + 4 <= d else d - 4
+            for i in range(0, count, 8):
+                if floating is float:
+                    sr_columns_float(x + i, at, T + at * ld + i, ld)
+                else:
+                    sr_columns_double(x + i, at, T + at * ld + i, ld)
+    if count < BLOCK:
+        for j in range(d):
+            for i in range(count, BLOCK):
+                T[j * ld + i] = 0
+
+
+cdef sr_void _load_rows(const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* T, Py_ssize_t ld) noexcept nogil:
+    """T (K, ld) OUT = the transpose of `count` rows of Z (count, K); the columns that are left are zero."""
+    cdef (const floating*)[BLOCK] x
+    cdef Py_ssize_t i
+    if count == BLOCK and K == 2:
+        _transpose_narrow(Z, BLOCK, 2, T, ld, False)
+    elif count == BLOCK and K == 3:
+        _transpose_narrow(Z, BLOCK, 3, T, ld, False)
+    else:
+        for i in range(BLOCK):
+            x[i] = Z + (i if i < count else count - 1) * K
+        _transpose_rows(x, count, K, T, ld)
 
 
 cdef sr_void _store_rows(const floating* T, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t K, floating* Z) noexcept nogil:
-    """Z (count, K) OUT = the transpose of T."""
-    cdef Py_ssize_t i, k
-    for i in range(count):
+    """Z (count, K) OUT = the transpose of T, in tiles as above."""
+    cdef Py_ssize_t i, k, at, whole = 0
+    if count == BLOCK and K == 2:
+        _transpose_narrow(Z, BLOCK, 2, <floating*>T, ld, True)
+        return
+    if count == BLOCK and K == 3:
+        _transpose_narrow(Z, BLOCK, 3, <floating*>T, ld, True)
+        return
+    if K >= 4:
+        whole = count // 8 * 8
+        for i in range(0, whole, 8):
+            for k in range(0, K, 4):
+                at = k if k + 4 <= K else K - 4
+                if floating is float:
+                    sr_rows_float(T + at * ld + i, ld, Z + i * K + at, K)
+                else:
+                    sr_rows_double(T + at * ld + i, ld, Z + i * K + at, K)
+    for i in range(whole, count):
         for k in range(K):
             Z[i * K + k] = T[k * ld + i]
 
@@ -127,26 +196,44 @@ cdef sr_void _top(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* top)
 
 
 cdef sr_void _exp(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating* total) noexcept nogil:
-    """T = exp(T - top); total OUT = sum_k T, compensated (Kahan), so that it is as exact for K = 1000 as for 2."""
-    cdef Py_ssize_t i, k
+    """T = exp(T - top); total OUT = sum_k T, compensated (Kahan), so that it is as exact for K = 1000 as for 2.
+
+    In strips of two vectors: what belongs to a row stays in registers, and one vector's chain hides behind the other's.
+    """
+    cdef Py_ssize_t i, k, strip, width = 32 if floating is float else 16
     cdef floating e, s
-    cdef floating[BLOCK] lost, kept
-    for i in range(BLOCK):
-        kept[i] = 0
-        lost[i] = 0
-    for k in range(K):
-        for i in range(BLOCK):
+    cdef floating* z
+    cdef floating[32] lost, kept, base, high, turns, rest
+    strip = 0
+    while strip < BLOCK:
+        for i in range(width):
+            kept[i] = 0
+            lost[i] = 0
             if floating is float:
-                e = sr_exp_float(T[k * ld + i], top[i])
+                base[i] = sr_base_float(top[strip + i])
+                high[i] = top[strip + i] - base[i]
+                turns[i] = sr_turns_float(high[i])
+                rest[i] = sr_rest_float(high[i], turns[i])
             else:
-                e = sr_exp_double(T[k * ld + i], top[i])
-            T[k * ld + i] = e
-            e = e - lost[i]
-            s = kept[i] + e
-            lost[i] = (s - kept[i]) - e
-            kept[i] = s
-    for i in range(BLOCK):
-        total[i] = kept[i]
+                base[i] = sr_base_double(top[strip + i])
+                high[i] = top[strip + i] - base[i]
+                turns[i] = sr_turns_double(high[i])
+                rest[i] = sr_rest_double(high[i], turns[i])
+        for k in range(K):
+            z = T + k * ld + strip
+            for i in range(width):
+                if floating is float:
+                    e = sr_exp_float(z[i], base[i], high[i], turns[i], rest[i])
+                else:
+                    e = sr_exp_double(z[i], base[i], high[i], turns[i], rest[i])
+                z[i] = e
+                e = e - lost[i]
+                s = kept[i] + e
+                lost[i] = (s - kept[i]) - e
+                kept[i] = s
+        for i in range(width):
+            total[strip + i] = kept[i]
+        strip += width
 
 
 cdef sr_void _log(const floating* total, floating* out) noexcept nogil:
@@ -198,6 +285,14 @@ cdef sr_void _mean_shifted(
     for k in range(K):
         for i in range(BLOCK):
             out[i] = _shifted(out[i] + share * _shifted(T[k * ld + i], top[i]), 0)
+
+
+cdef sr_void _smooth(floating* Y, Py_ssize_t ld, Py_ssize_t K, floating kept, floating uniform) noexcept nogil:
+    """Y = kept Y + uniform."""
+    cdef Py_ssize_t i, k
+    for k in range(K):
+        for i in range(BLOCK):
+            Y[k * ld + i] = kept * Y[k * ld + i] + uniform
 
 
 cdef sr_void _dot_shifted(
@@ -257,9 +352,8 @@ cdef inline sr_inline_void _dot_tile(
     cdef vec[TILE_CLASSES * TILE_ROWS] acc
     cdef vec[TILE_ROWS] v
     cdef vec w
-    cdef Py_ssize_t j, c, k, i, lane
+    cdef Py_ssize_t j, c, k, i
     cdef Py_ssize_t lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    cdef floating total
     if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
         for k in range(TILE_CLASSES * TILE_ROWS):
             memset(&acc[k], 0, sizeof(vec))
@@ -274,11 +368,10 @@ cdef inline sr_inline_void _dot_tile(
                 for i in range(TILE_ROWS):
                     acc[k * TILE_ROWS + i] = acc[k * TILE_ROWS + i] + v[i] * w
         for k in range(TILE_CLASSES):
-            for i in range(TILE_ROWS):
-                total = 0
-                for lane in range(lanes):
-                    total = total + (<floating*>&acc[k * TILE_ROWS + i])[lane]
-                T[k * ld + i] = T[k * ld + i] + total
+            if floating is float:
+                sr_sum4_float(<const vfloat*>&acc[k * TILE_ROWS], T + k * ld)
+            else:
+                sr_sum4_double(<const vdouble*>&acc[k * TILE_ROWS], T + k * ld)
 
 
 cdef sr_void _logits_dot(
@@ -296,17 +389,6 @@ cdef sr_void _logits_dot(
                 _dot_tile(x + i, <const vec*>(w + k * dp), dp, d, False, T + k * ld + i, ld)
                 k += TILE_CLASSES
             i += TILE_ROWS
-
-
-cdef sr_void _transpose_rows(const floating** x, Py_ssize_t count, Py_ssize_t d, floating* XT) noexcept nogil:
-    """XT (d, BLOCK) OUT = the rows of x as columns, zeros after them."""
-    cdef Py_ssize_t i, j
-    for i in range(count):
-        for j in range(d):
-            XT[j * BLOCK + i] = x[i][j]
-    if count < BLOCK:
-        for j in range(d):
-            memset(XT + j * BLOCK + count, 0, (BLOCK - count) * sizeof(floating))
 
 
 cdef sr_void _multiply(
@@ -379,6 +461,72 @@ cdef void _gemm(
 # --- blocks: what happens between the two products ----------------------------------------------------------------
 
 
+cdef sr_void _weights(
+    const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count, const floating* sample_weight, double scale, floating* weight
+) noexcept nogil:
+    """weight (BLOCK,) OUT = scale * s for `count` rows from `start` on, then zeros."""
+    cdef Py_ssize_t i
+    for i in range(BLOCK):
+        weight[i] = <floating>scale
+    if sample_weight != NULL:
+        for i in range(count):
+            weight[i] = <floating>(scale * sample_weight[rows[start + i] if rows != NULL else start + i])
+    for i in range(count, BLOCK):
+        weight[i] = 0
+
+
+cdef sr_void _pick(
+    const floating* T, Py_ssize_t ld, const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count, const Py_ssize_t* codes,
+    const floating* top, floating* out
+) noexcept nogil:
+    """out (BLOCK,) OUT = T - top at each row's class, then zeros."""
+    cdef Py_ssize_t i
+    cdef floating[BLOCK] z
+    for i in range(count):
+        z[i] = T[codes[rows[start + i] if rows != NULL else start + i] * ld + i]
+    for i in range(count, BLOCK):
+        z[i] = top[i]
+    for i in range(BLOCK):
+        out[i] = _shifted(z[i], top[i])
+
+
+cdef sr_void _deduct(
+    floating* T, Py_ssize_t ld, const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count, const Py_ssize_t* codes,
+    const floating* amount, floating share
+) noexcept nogil:
+    """T at each row's class -= share * amount."""
+    cdef Py_ssize_t i
+    for i in range(count):
+        T[codes[rows[start + i] if rows != NULL else start + i] * ld + i] -= share * amount[i]
+
+
+cdef sr_void _losses(
+    const floating* weight, const floating* log_total, const floating* fit, floating* out, double* total
+) noexcept nogil:
+    """out (BLOCK,) OUT = weight (log_total - fit), and nothing where the weight is zero; total (1,) += their sum."""
+    cdef Py_ssize_t i, q
+    cdef double loss
+    cdef double[8] lane
+    for q in range(8):
+        lane[q] = 0
+    for i in range(0, 64, 8):  # BLOCK, which range() wants as a literal
+        for q in range(8):
+            loss = <double>weight[i + q] * (<double>log_total[i + q] - <double>fit[i + q])
+            loss = loss if weight[i + q] != 0 else 0
+            lane[q] = lane[q] + loss
+            out[i + q] = <floating>loss
+    for q in range(4):
+        lane[q] = lane[q] + lane[q + 4]
+    total[0] += (lane[0] + lane[1]) + (lane[2] + lane[3])
+
+
+cdef sr_void _reciprocal(const floating* total, const floating* weight, floating* out) noexcept nogil:
+    """out OUT = weight / total, or 1 / total."""
+    cdef Py_ssize_t i
+    for i in range(BLOCK):
+        out[i] = (weight[i] if weight != NULL else <floating>1) / total[i]
+
+
 cdef double _cross_entropy_block(
     floating* T, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t K, floating* U, floating* lanes,
     const Py_ssize_t* rows, Py_ssize_t start, const Py_ssize_t* codes, const floating* targets,
@@ -391,50 +539,44 @@ cdef double _cross_entropy_block(
     cdef floating* fit = lanes + 3 * BLOCK        # sum_k Y (Z - top)
     cdef floating* factor = lanes + 4 * BLOCK
     cdef floating kept = <floating>(1 - label_smoothing), uniform = <floating>(label_smoothing / K)
-    cdef Py_ssize_t i, k, r
-    cdef double loss, sum_losses = 0
-    for i in range(BLOCK):
-        r = rows[start + i] if rows != NULL and i < count else start + i
-        weight[i] = 0 if i >= count else <floating>(scale * (sample_weight[r] if sample_weight != NULL else 1))
+    cdef (const floating*)[BLOCK] y
+    cdef double loss = 0
+    cdef Py_ssize_t i, k
+    _weights(rows, start, count, sample_weight, scale, weight)
     _top(T, ld, K, top)
     if codes != NULL:
+        _pick(T, ld, rows, start, count, codes, top, fit)
         if label_smoothing != 0:
             _mean_shifted(T, ld, K, top, factor)
-        for i in range(count):
-            r = rows[start + i] if rows != NULL else start + i
-            fit[i] = _shifted(T[codes[r] * ld + i], top[i])
-            if label_smoothing != 0:
+            for i in range(BLOCK):
                 fit[i] = kept * fit[i] + <floating>label_smoothing * factor[i]
     else:
         for i in range(BLOCK):
-            r = rows[start + i] if rows != NULL and i < count else start + i
-            for k in range(K):
-                U[k * ld + i] = kept * targets[r * K + k] + uniform if i < count else 0
+            k = min(start + i, start + count - 1)
+            y[i] = targets + (rows[k] if rows != NULL else k) * K
+        _transpose_rows(y, count, K, U, ld)
+        if label_smoothing != 0:
+            _smooth(U, ld, K, kept, uniform)
         _dot_shifted(T, U, ld, K, top, fit)
     _exp(T, ld, K, top, total)
     _log(total, top)
-    for i in range(count):
-        loss = weight[i] * (<double>top[i] - <double>fit[i]) if weight[i] != 0 else 0
-        sum_losses += loss
-        if losses != NULL:
-            losses[i] = <floating>loss
-    for i in range(BLOCK):
-        factor[i] = (1 if P != NULL else weight[i]) / total[i]
+    _losses(weight, top, fit, factor, &loss)
+    if losses != NULL:
+        memcpy(losses, factor, count * sizeof(floating))
+    _reciprocal(total, <floating*>NULL if P != NULL else weight, factor)
     _scale(T, ld, K, factor)
     if P != NULL:
         _store_rows(T, ld, count, K, P)
         _scale(T, ld, K, weight)
     if codes == NULL:
         _subtract_scaled(T, U, ld, K, weight)
-        return sum_losses
+        return loss
     if label_smoothing != 0:
         for i in range(BLOCK):
             factor[i] = weight[i] * uniform
         _subtract(T, ld, K, factor)
-    for i in range(count):
-        r = rows[start + i] if rows != NULL else start + i
-        T[codes[r] * ld + i] -= kept * weight[i]
-    return sum_losses
+    _deduct(T, ld, rows, start, count, codes, weight, kept)
+    return loss
 
 
 cdef void _curve_block(
@@ -442,13 +584,9 @@ cdef void _curve_block(
     const Py_ssize_t* rows, Py_ssize_t start, const floating* P, const floating* sample_weight, double scale,
 ) noexcept nogil:
     """From R = X V^T to scale * s (P*R - P sum_k P*R) in place; P (count, K) belongs to these rows."""
-    cdef floating* weight = lanes
-    cdef Py_ssize_t i, r
-    for i in range(BLOCK):
-        r = rows[start + i] if rows != NULL and i < count else start + i
-        weight[i] = 0 if i >= count else <floating>(scale * (sample_weight[r] if sample_weight != NULL else 1))
+    _weights(rows, start, count, sample_weight, scale, lanes)
     _load_rows(P, count, K, U, ld)
-    _curve(R, U, ld, K, weight)
+    _curve(R, U, ld, K, lanes)
 
 
 # --- batches of logits -------------------------------------------------------------------------------------------------
@@ -699,7 +837,7 @@ cdef void _forward(
         return
     _point(plan, X, start, count, x)
     if plan.transposed:
-        _transpose_rows(x, count, plan.d, XT)
+        _transpose_rows(x, count, plan.d, XT, BLOCK)
         for j in range(plan.d):
             columns[j] = XT + j * BLOCK
         if floating is float:
@@ -994,58 +1132,169 @@ def input_gradient(const floating[:, ::1] G, const floating[:, ::1] W, floating[
 # A nonzero of feature j meets row j of W^T (p, K): K contiguous numbers, both ways.
 
 
+# So K numbers are held in up to four vectors, the last one moved back to end with the row: it holds some numbers twice, and
+# computes the same for them twice. The features of a row are anywhere in the table, so they are fetched AHEAD.
+
+
+cdef inline sr_inline_void _csr_forward_tile(
+    const floating* data, const index_t* indices, Py_ssize_t count, const floating* Wt, Py_ssize_t K, Py_ssize_t width,
+    const vec* unused, Py_ssize_t n, floating* z,
+) noexcept nogil:
+    """z (width,) += one row of X times `width` columns of Wt, in n vectors: a constant."""
+    cdef vec[4] acc
+    cdef Py_ssize_t[4] at
+    cdef Py_ssize_t i, q, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
+    cdef floating v
+    cdef const floating* w
+    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
+        for i in range(n):
+            at[i] = i * lanes if i < n - 1 else width - lanes
+            acc[i] = (<const vec*>(z + at[i]))[0]
+        for q in range(count):
+            if q + AHEAD < count:
+                w = Wt + indices[q + AHEAD] * K
+                for i in range(n):
+                    prefetch(w + at[i])
+            v = data[q]
+            w = Wt + indices[q] * K
+            for i in range(n):
+                acc[i] = acc[i] + v * (<const vec*>(w + at[i]))[0]
+        for i in range(n):
+            (<vec*>(z + at[i]))[0] = acc[i]
+
+
+cdef inline sr_inline_void _csr_backward_tile(
+    const floating* data, const index_t* indices, Py_ssize_t count, const floating* g, Py_ssize_t K, Py_ssize_t width,
+    const vec* unused, Py_ssize_t n, floating* out,
+) noexcept nogil:
+    """`width` columns of out += one row of X times g, in n vectors: a constant."""
+    cdef vec[4] row, sums
+    cdef Py_ssize_t[4] at
+    cdef Py_ssize_t i, q, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
+    cdef floating v
+    cdef floating* o
+    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
+        for i in range(n):
+            at[i] = i * lanes if i < n - 1 else width - lanes
+            row[i] = (<const vec*>(g + at[i]))[0]
+        for q in range(count):
+            if q + AHEAD < count:
+                o = out + indices[q + AHEAD] * K
+                for i in range(n):
+                    prefetch(o + at[i])
+            v = data[q]
+            o = out + indices[q] * K
+            for i in range(n):
+                sums[i] = (<const vec*>(o + at[i]))[0] + v * row[i]
+            for i in range(n):
+                (<vec*>(o + at[i]))[0] = sums[i]
+
+
+cdef inline sr_inline_void _csr_forward_row(
+    const floating* data, const index_t* indices, Py_ssize_t count, const floating* Wt, Py_ssize_t K, const vec* unused,
+    floating* z,
+) noexcept nogil:
+    """z (K,) += one row of X times Wt."""
+    cdef Py_ssize_t k = 0, q, width, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
+    cdef floating v
+    cdef const floating* w
+    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
+        while K - k >= lanes:
+            width = min(K - k, 4 * lanes)
+            if width <= lanes:
+                _csr_forward_tile(data, indices, count, Wt + k, K, width, unused, 1, z + k)
+            elif width <= 2 * lanes:
+                _csr_forward_tile(data, indices, count, Wt + k, K, width, unused, 2, z + k)
+            elif width <= 3 * lanes:
+                _csr_forward_tile(data, indices, count, Wt + k, K, width, unused, 3, z + k)
+            else:
+                _csr_forward_tile(data, indices, count, Wt + k, K, width, unused, 4, z + k)
+            k += width
+        if k < K:
+            for q in range(count):
+                v = data[q]
+                w = Wt + indices[q] * K
+                for width in range(k, K):
+                    z[width] = z[width] + v * w[width]
+
+
+cdef inline sr_inline_void _csr_backward_row(
+    const floating* data, const index_t* indices, Py_ssize_t count, const floating* g, Py_ssize_t K, const vec* unused,
+    floating* out,
+) noexcept nogil:
+    """out += one row of X times g (K,)."""
+    cdef Py_ssize_t k = 0, q, width, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
+    cdef floating v
+    cdef floating* o
+    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
+        while K - k >= lanes:
+            width = min(K - k, 4 * lanes)
+            if width <= lanes:
+                _csr_backward_tile(data, indices, count, g + k, K, width, unused, 1, out + k)
+            elif width <= 2 * lanes:
+                _csr_backward_tile(data, indices, count, g + k, K, width, unused, 2, out + k)
+            elif width <= 3 * lanes:
+                _csr_backward_tile(data, indices, count, g + k, K, width, unused, 3, out + k)
+            else:
+                _csr_backward_tile(data, indices, count, g + k, K, width, unused, 4, out + k)
+            k += width
+        if k < K:
+            for q in range(count):
+                v = data[q]
+                o = out + indices[q] * K
+                for width in range(k, K):
+                    o[width] = o[width] + v * g[width]
+
+
 cdef sr_void _csr_forward(
     const floating* data, const index_t* indices, const index_t* indptr, const Py_ssize_t* rows, Py_ssize_t start,
     Py_ssize_t count, const floating* Wt, const floating* bias, Py_ssize_t K, floating* Z,
 ) noexcept nogil:
     """Z (count, K) OUT = logits of rows start .. start + count."""
-    cdef Py_ssize_t i, k, r
-    cdef index_t q
-    cdef floating v
+    cdef Py_ssize_t i, k, r, low
     cdef floating* z
-    cdef const floating* w
     for i in range(count):
         r = rows[start + i] if rows != NULL else start + i
+        low = indptr[r]
         z = Z + i * K
         for k in range(K):
             z[k] = bias[k] if bias != NULL else 0
-        for q in range(indptr[r], indptr[r + 1]):
-            v = data[q]
-            w = Wt + indices[q] * K
-            for k in range(K):
-                z[k] = z[k] + v * w[k]
+        if floating is float:
+            _csr_forward_row(data + low, indices + low, indptr[r + 1] - low, Wt, K, <vfloat*>NULL, z)
+        else:
+            _csr_forward_row(data + low, indices + low, indptr[r + 1] - low, Wt, K, <vdouble*>NULL, z)
+
+
+cdef inline Py_ssize_t _csr_before(const index_t* indices, Py_ssize_t low, Py_ssize_t high, Py_ssize_t feature) noexcept nogil:
+    """Where the features of a row stop being smaller than `feature`."""
+    cdef Py_ssize_t middle
+    while low < high:
+        middle = low + (high - low) // 2
+        if indices[middle] < feature:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 cdef sr_void _csr_backward(
     const floating* data, const index_t* indices, const index_t* indptr, const Py_ssize_t* rows, Py_ssize_t m,
-    const floating* G, Py_ssize_t K, index_t first, index_t last, floating* out,
+    const floating* G, Py_ssize_t K, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n_features, floating* out,
 ) noexcept nogil:
     """out (p, K) += X^T G for the features first .. last alone: threads share features, so each sum has one order."""
-    cdef Py_ssize_t i, k, r
-    cdef index_t q, low, high, middle
-    cdef floating v
-    cdef floating* o
-    cdef const floating* g
+    cdef Py_ssize_t i, r, low, high
     for i in range(m):
         r = rows[i] if rows != NULL else i
-        g = G + i * K
         low = indptr[r]
         high = indptr[r + 1]
         if first > 0:
-            while low < high:
-                middle = low + (high - low) // 2
-                if indices[middle] < first:
-                    low = middle + 1
-                else:
-                    high = middle
-        q = low
-        high = indptr[r + 1]
-        while q < high and indices[q] < last:
-            v = data[q]
-            o = out + indices[q] * K
-            for k in range(K):
-                o[k] = o[k] + v * g[k]
-            q = q + 1
+            low = _csr_before(indices, low, high, first)
+        if last < n_features:
+            high = _csr_before(indices, low, high, last)
+        if floating is float:
+            _csr_backward_row(data + low, indices + low, high - low, G + i * K, K, <vfloat*>NULL, out)
+        else:
+            _csr_backward_row(data + low, indices + low, high - low, G + i * K, K, <vdouble*>NULL, out)
 
 
 cdef void _csr_accumulate(
@@ -1054,13 +1303,13 @@ cdef void _csr_accumulate(
 ) noexcept:
     """out (p, K) OUT = [X[rows] 1]^T G."""
     cdef Py_ssize_t K = out.shape[1], k, i, share, shares = max(1, n_threads)
-    cdef index_t first, last
+    cdef Py_ssize_t first, last
     cdef floating* o = _corner[floating](out)
     memset(o, 0, out.shape[0] * K * sizeof(floating))
     for share in prange(shares, nogil=True, num_threads=n_threads, schedule="static"):
-        first = <index_t>(share * n_features // shares)
-        last = <index_t>((share + 1) * n_features // shares)
-        _csr_backward(data, indices, indptr, rows, m, G, K, first, last, o)
+        first = share * n_features // shares
+        last = (share + 1) * n_features // shares
+        _csr_backward(data, indices, indptr, rows, m, G, K, first, last, n_features, o)
     if out.shape[0] > n_features:
         o = o + n_features * K
         for i in range(m):

@@ -121,7 +121,7 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         "alpha": [Interval(numbers.Real, 0, None, closed="left")],
         "l1_ratio": [Interval(numbers.Real, 0, 1, closed="both")],
         "fit_intercept": ["boolean"],
-        "solver": [StrOptions({"auto", "sgd"})],
+        "solver": [StrOptions({"auto", "newton-cg", "lbfgs", "sgd"})],
         "max_iter": [Interval(numbers.Integral, 1, None, closed="left")],
         "tol": [Interval(numbers.Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(numbers.Integral, 1, None, closed="left")],
@@ -210,11 +210,12 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         random_state = check_random_state(self.random_state)
         train, monitor = self._hold_out(objective, random_state)
         with single_threaded_blas():
-            run = self._sgd(train, W, random_state, monitor)
+            run = self._solve(train, W, random_state, monitor)
         W = monitor.best if monitor.best is not None else run.W
         self._keep(objective, W, classes)
-        self.n_iter_ = run.n_iter
-        self.optimality_gap_ = run.gap
+        self.n_iter_ = len(run.records)
+        self.optimality_gap_, self.gap_estimate_ = run.gap, run.estimate
+        self.stopped_on_ = "early_stopping" if monitor.stopped else run.stopped_on
         self.history_ = {name: np.array([r[name] for r in run.records]) for name in run.records[0]}
         if not (run.converged or monitor.stopped):
             self._warn(run)
@@ -350,18 +351,24 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
     def _schedule(self, auto):
         return auto if self.learning_rate == "auto" else self.learning_rate
 
-    def _sgd(self, objective, W, random_state, monitor):
-        return _solvers.sgd(
-            objective, W, SGD(self.momentum, self.nesterov), eta0=self.eta0, learning_rate=self._schedule("linear"),
-            batch_size=self._batch_size(objective), max_iter=self.max_iter, tol=self.tol,
-            n_iter_no_change=self.n_iter_no_change, shuffle=self.shuffle, average=self.average,
-            random_state=random_state, monitor=monitor,
-        )  # fmt: skip
+    def _solve(self, objective, W, random_state, monitor):
+        common = {"max_iter": self.max_iter, "tol": self.tol, "monitor": monitor}
+        if self.solver == "sgd":
+            return _solvers.sgd(
+                objective, W, SGD(self.momentum, self.nesterov), eta0=self.eta0, shuffle=self.shuffle,
+                learning_rate=self._schedule("linear"), batch_size=self._batch_size(objective),
+                n_iter_no_change=self.n_iter_no_change, average=self.average, random_state=random_state, **common,
+            )  # fmt: skip
+        if objective.l1:
+            return _solvers.proximal(objective, W, **common)
+        if self.solver == "lbfgs":
+            return _solvers.lbfgs(objective, W, **common)
+        return _solvers.newton(objective, W, random_state=random_state, sampled=self.solver == "auto", **common)
 
     def _warn(self, run):
         loss = run.records[-1]["loss"]
         warnings.warn(
-            f"SoftmaxRegression stopped after {run.n_iter} epochs before it converged: the objective is {loss:.6g} and "
+            f"SoftmaxRegression stopped after {self.n_iter_} iterations before it converged: the objective is {loss:.6g} and "
             f"proven to be within {run.gap:.2g} of its minimum, which is more than tol * objective = "
             f"{self.tol * loss:.2g}. Increase max_iter, standardise the features, or raise alpha or tol.",
             ConvergenceWarning,

@@ -138,6 +138,7 @@ class Objective:
         entropy = loss - np.vdot(G, coef)
         if self.fit_intercept:
             g = np.asarray(gradient[:, -1], np.float64)
+            g = g - g.mean()  # they sum to zero but for rounding
             entropy -= g @ W[:, -1]
             M = self._class_moments()
             totals = M[:, -1]

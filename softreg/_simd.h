@@ -5,6 +5,7 @@
 #ifndef SOFTREG_SIMD_H
 #define SOFTREG_SIMD_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -54,9 +55,123 @@ typedef double sr_vdouble;
 #define SR_FLOAT_LANES ((int)(sizeof(sr_vfloat) / sizeof(float)))
 #define SR_DOUBLE_LANES ((int)(sizeof(sr_vdouble) / sizeof(double)))
 
+/* --- transposition in tiles of 8 rows x 4 columns, and four vectors summed at once ------------------------------------
+ * sr_columns: b[c * ld + r] = a[r][j + c];  sr_rows: its inverse, b[r * ldb + c] = a[c * lda + r].
+ * sr_sum4: out[r] += the sum of the lanes of v[r], r < 4.
+ * 16-byte loads and stores on the side of the rows and 32-byte shuffles: AVX2 and AVX-512 have them all. */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SR_SHUFFLE __builtin_shufflevector
+#endif
+#endif
+#ifdef SR_SHUFFLE
+typedef float sr_float4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float sr_float8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef double sr_double2 __attribute__((vector_size(16), aligned(8), may_alias));
+typedef double sr_double4 __attribute__((vector_size(32), aligned(8), may_alias));
+
+/* 4 x 4 within each half: a, b, c, d become their own columns. */
+#define SR_TRANSPOSE_HALVES(a, b, c, d) do { \
+    const sr_float8 ab = SR_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13), AB = SR_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15); \
+    const sr_float8 cd = SR_SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13), CD = SR_SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15); \
+    a = SR_SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13); b = SR_SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15); \
+    c = SR_SHUFFLE(AB, CD, 0, 1, 8, 9, 4, 5, 12, 13); d = SR_SHUFFLE(AB, CD, 2, 3, 10, 11, 6, 7, 14, 15); \
+} while (0)
+
+SR_INLINE sr_float8 sr_joined(const float* low, const float* high) {
+    return SR_SHUFFLE(*(const sr_float4*)low, *(const sr_float4*)high, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+SR_INLINE void sr_columns_float(const float* const* a, ptrdiff_t j, float* b, ptrdiff_t ld) {
+    sr_float8 p = sr_joined(a[0] + j, a[4] + j), q = sr_joined(a[1] + j, a[5] + j);
+    sr_float8 r = sr_joined(a[2] + j, a[6] + j), s = sr_joined(a[3] + j, a[7] + j);
+    SR_TRANSPOSE_HALVES(p, q, r, s);
+    *(sr_float8*)b = p; *(sr_float8*)(b + ld) = q; *(sr_float8*)(b + 2 * ld) = r; *(sr_float8*)(b + 3 * ld) = s;
+}
+
+SR_INLINE void sr_halves(sr_float8 v, float* low, float* high) {
+    *(sr_float4*)low = SR_SHUFFLE(v, v, 0, 1, 2, 3);
+    *(sr_float4*)high = SR_SHUFFLE(v, v, 4, 5, 6, 7);
+}
+
+SR_INLINE void sr_rows_float(const float* a, ptrdiff_t lda, float* b, ptrdiff_t ldb) {
+    sr_float8 p = *(const sr_float8*)a, q = *(const sr_float8*)(a + lda);
+    sr_float8 r = *(const sr_float8*)(a + 2 * lda), s = *(const sr_float8*)(a + 3 * lda);
+    SR_TRANSPOSE_HALVES(p, q, r, s);
+    sr_halves(p, b, b + 4 * ldb); sr_halves(q, b + ldb, b + 5 * ldb);
+    sr_halves(r, b + 2 * ldb, b + 6 * ldb); sr_halves(s, b + 3 * ldb, b + 7 * ldb);
+}
+
+SR_INLINE void sr_4x4_double(
+    const double* a0, const double* a1, const double* a2, const double* a3, double* b, ptrdiff_t ld
+) {
+    const sr_double4 p = *(const sr_double4*)a0, q = *(const sr_double4*)a1;
+    const sr_double4 r = *(const sr_double4*)a2, s = *(const sr_double4*)a3;
+    const sr_double4 pq = SR_SHUFFLE(p, q, 0, 4, 2, 6), PQ = SR_SHUFFLE(p, q, 1, 5, 3, 7);
+    const sr_double4 rs = SR_SHUFFLE(r, s, 0, 4, 2, 6), RS = SR_SHUFFLE(r, s, 1, 5, 3, 7);
+    *(sr_double4*)b = SR_SHUFFLE(pq, rs, 0, 1, 4, 5);
+    *(sr_double4*)(b + ld) = SR_SHUFFLE(PQ, RS, 0, 1, 4, 5);
+    *(sr_double4*)(b + 2 * ld) = SR_SHUFFLE(pq, rs, 2, 3, 6, 7);
+    *(sr_double4*)(b + 3 * ld) = SR_SHUFFLE(PQ, RS, 2, 3, 6, 7);
+}
+
+SR_INLINE void sr_columns_double(const double* const* a, ptrdiff_t j, double* b, ptrdiff_t ld) {
+    sr_4x4_double(a[0] + j, a[1] + j, a[2] + j, a[3] + j, b, ld);
+    sr_4x4_double(a[4] + j, a[5] + j, a[6] + j, a[7] + j, b + 4, ld);
+}
+
+SR_INLINE void sr_rows_double(const double* a, ptrdiff_t lda, double* b, ptrdiff_t ldb) {
+    sr_4x4_double(a, a + lda, a + 2 * lda, a + 3 * lda, b, ldb);
+    sr_4x4_double(a + 4, a + lda + 4, a + 2 * lda + 4, a + 3 * lda + 4, b + 4 * ldb, ldb);
+}
+
+SR_INLINE sr_float4 sr_quarter(sr_vfloat v) {
+    const sr_float8 half = SR_SHUFFLE(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + SR_SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    return SR_SHUFFLE(half, half, 0, 1, 2, 3) + SR_SHUFFLE(half, half, 4, 5, 6, 7);
+}
+
+SR_INLINE void sr_sum4_float(const sr_vfloat* v, float* out) {
+    const sr_float4 a = sr_quarter(v[0]), b = sr_quarter(v[1]), c = sr_quarter(v[2]), d = sr_quarter(v[3]);
+    const sr_float4 ab = SR_SHUFFLE(a, b, 0, 4, 1, 5) + SR_SHUFFLE(a, b, 2, 6, 3, 7);
+    const sr_float4 cd = SR_SHUFFLE(c, d, 0, 4, 1, 5) + SR_SHUFFLE(c, d, 2, 6, 3, 7);
+    *(sr_float4*)out += SR_SHUFFLE(ab, cd, 0, 1, 4, 5) + SR_SHUFFLE(ab, cd, 2, 3, 6, 7);
+}
+
+SR_INLINE sr_double2 sr_quarter_sums(sr_vdouble v, sr_vdouble w) {
+    const sr_double4 a = SR_SHUFFLE(v, v, 0, 1, 2, 3) + SR_SHUFFLE(v, v, 4, 5, 6, 7);
+    const sr_double4 b = SR_SHUFFLE(w, w, 0, 1, 2, 3) + SR_SHUFFLE(w, w, 4, 5, 6, 7);
+    const sr_double4 ab = SR_SHUFFLE(a, b, 0, 4, 2, 6) + SR_SHUFFLE(a, b, 1, 5, 3, 7);
+    return SR_SHUFFLE(ab, ab, 0, 1) + SR_SHUFFLE(ab, ab, 2, 3);
+}
+
+SR_INLINE void sr_sum4_double(const sr_vdouble* v, double* out) {
+    *(sr_double2*)out += sr_quarter_sums(v[0], v[1]);
+    *(sr_double2*)(out + 2) += sr_quarter_sums(v[2], v[3]);
+}
+#else
+#define SR_PLAIN(T, V, LANES) \
+SR_INLINE void sr_columns_##T(const T* const* a, ptrdiff_t j, T* b, ptrdiff_t ld) { \
+    int r, c; \
+    for (c = 0; c < 4; c++) for (r = 0; r < 8; r++) b[c * ld + r] = a[r][j + c]; \
+} \
+SR_INLINE void sr_rows_##T(const T* a, ptrdiff_t lda, T* b, ptrdiff_t ldb) { \
+    int r, c; \
+    for (r = 0; r < 8; r++) for (c = 0; c < 4; c++) b[r * ldb + c] = a[c * lda + r]; \
+} \
+SR_INLINE void sr_sum4_##T(const V* v, T* out) { \
+    int r, i; \
+    for (r = 0; r < 4; r++) for (i = 0; i < LANES; i++) out[r] += ((const T*)(v + r))[i]; \
+}
+SR_PLAIN(float, sr_vfloat, SR_FLOAT_LANES)
+SR_PLAIN(double, sr_vdouble, SR_DOUBLE_LANES)
+#endif
+
 /* --- exp(z - top) for z <= top and log(x) for x >= 1: branch-free, within 2 ulp, so that loops over them vectorise ----
- * exp: z - top with its rounding error (Knuth's two-sum: logits of 1e4 leave an error of 1e-3 there in float32),
- *      = n ln2 + r, a minimax polynomial in r, times 2^n in two factors so that the result underflows gradually.
+ * exp: z - top is rounded, by up to 4e-6 in float32, only where -104 < top < 208: so where top is small (below 2^8; 2^11 in
+ *      float64) base = 0 and z itself is reduced, z = n ln2 + r, as top was, top = turns ln2 + rest; elsewhere base = top,
+ *      and z - top is exact. Then exp(z - top) = 2^(n - turns) exp(r - rest), a minimax polynomial, and 1 at z = top. The
+ *      power is a shift: the exponent it wants is made in the low bits of n, 24 (64) too large so that it is never
+ *      subnormal, and the last factor takes that back and underflows gradually.
  * log: x = 2^e m with m in [sqrt(1/2), sqrt(2)), then log m = 2 atanh(t), t = (m - 1)/(m + 1), as its series.
  * Adding 1.5 * 2^(mantissa bits) rounds to an integer and leaves that integer in the low bits. NaN stays NaN. */
 SR_INLINE float sr_bits_float(int32_t i) { float x; memcpy(&x, &i, sizeof x); return x; }
@@ -64,18 +179,25 @@ SR_INLINE int32_t sr_float_bits(float x) { int32_t i; memcpy(&i, &x, sizeof i); 
 SR_INLINE double sr_bits_double(int64_t i) { double x; memcpy(&x, &i, sizeof x); return x; }
 SR_INLINE int64_t sr_double_bits(double x) { int64_t i; memcpy(&i, &x, sizeof i); return i; }
 
-SR_INLINE float sr_exp_float(float z, float top) {
-    const float round = 12582912.0f;
-    float x = z - top;
-    const float back = x - z;
-    const float error = x < -104.0f ? 0.0f : (z - (x - back)) - (top + back);
-    x = x < -104.0f ? -104.0f : x;
-    float n = x * 1.44269504f + round;
-    const int32_t q = sr_float_bits(n) - sr_float_bits(round);
-    const int32_t half = (int32_t)((uint32_t)(q + 256) >> 1) - 128;
+/* Of top, once a row: base, and the turns and rest of top - base. The first factor of n has few bits: n times it is exact. */
+SR_INLINE float sr_base_float(float top) { return (top > -256.0f) & (top < 256.0f) ? 0.0f : top; }
+SR_INLINE float sr_turns_float(float x) { return (x * 1.44269504f + 12582912.0f) - 12582912.0f; }
+SR_INLINE float sr_rest_float(float x, float n) { return (x - n * 0.693359375f) + n * 2.12194440e-4f; }
+SR_INLINE double sr_base_double(double top) { return (top > -2048.0) & (top < 2048.0) ? 0.0 : top; }
+SR_INLINE double sr_turns_double(double x) { return (x * 1.4426950408889634 + 6755399441055744.0) - 6755399441055744.0; }
+SR_INLINE double sr_rest_double(double x, double n) {
+    return (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
+}
+
+/* exp(z - base - top), where turns and rest are those of top. */
+SR_INLINE float sr_exp_float(float z, float base, float top, float turns, float rest) {
+    const float round = 12582912.0f + 127 + 24;
+    float x = z - base;
+    x = x < top - 104.0f ? top - 104.0f : x;
+    float n = (x - top) * 1.44269504f + round;
+    const float power = sr_bits_float((int32_t)((uint32_t)sr_float_bits(n) << 23));
     n -= round;
-    float r = x - n * 0.693145752f;
-    r = (r - n * 1.42860677e-6f) + error;
+    const float r = sr_rest_float(x, n + turns) - rest;
     float p = 1.98909908e-4f;
     p = p * r + 1.39336500e-3f;
     p = p * r + 8.33331093e-3f;
@@ -83,21 +205,17 @@ SR_INLINE float sr_exp_float(float z, float top) {
     p = p * r + 1.66666667e-1f;
     p = p * r + 5.00000001e-1f;
     p = p * (r * r) + r + 1.0f;
-    return p * sr_bits_float((half + 127) << 23) * sr_bits_float((q - half + 127) << 23);
+    return p * power * 5.9604644775390625e-8f;
 }
 
-SR_INLINE double sr_exp_double(double z, double top) {
-    const double round = 6755399441055744.0;
-    double x = z - top;
-    const double back = x - z;
-    const double error = x < -746.0 ? 0.0 : (z - (x - back)) - (top + back);
-    x = x < -746.0 ? -746.0 : x;
-    double n = x * 1.4426950408889634 + round;
-    const int64_t q = sr_double_bits(n) - sr_double_bits(round);
-    const int64_t half = (int64_t)((uint64_t)(q + 2048) >> 1) - 1024;
+SR_INLINE double sr_exp_double(double z, double base, double top, double turns, double rest) {
+    const double round = 6755399441055744.0 + 1023 + 64;
+    double x = z - base;
+    x = x < top - 746.0 ? top - 746.0 : x;
+    double n = (x - top) * 1.4426950408889634 + round;
+    const double power = sr_bits_double((int64_t)((uint64_t)sr_double_bits(n) << 52));
     n -= round;
-    double r = x - n * 0.693147180369123816490;
-    r = (r - n * 1.90821492927058770002e-10) + error;
+    const double r = sr_rest_double(x, n + turns) - rest;
     double p = 2.5100385495510319e-8;
     p = p * r + 2.7620088445409748e-7;
     p = p * r + 2.7557268459997065e-6;
@@ -109,7 +227,7 @@ SR_INLINE double sr_exp_double(double z, double top) {
     p = p * r + 1.6666666666666667e-1;
     p = p * r + 0.5;
     p = p * (r * r) + r + 1.0;
-    return p * sr_bits_double((half + 1023) << 52) * sr_bits_double((q - half + 1023) << 52);
+    return p * power * 5.42101086242752217e-20;
 }
 
 SR_INLINE float sr_log_float(float x) {

@@ -4,9 +4,12 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.linalg import eigvalsh_tridiagonal
+from scipy.optimize import minimize
 
 from softreg import _optimizers
 from softreg._objective import inner
+from softreg._preconditioners import preconditioner
 
 
 @dataclass
@@ -14,16 +17,30 @@ class Run:
     """What a solver hands back, and the diary it keeps on the way."""
 
     W: np.ndarray
-    converged: bool = False
-    n_iter: int = 0
-    gap: float = np.inf
+    stopped_on: str = "max_iter"
+    gap: float = np.inf  # proven bound on F - min F
+    estimate: float = np.nan  # the same by the Newton decrement, not proven
+    passes: float = 0.0  # over the data, for a gradient or a Hessian product
     records: list = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
-    def record(self, **known):
-        self.n_iter += 1
-        self.records.append({"time": time.perf_counter() - self.started, **known})
+    @property
+    def converged(self):
+        return self.stopped_on in ("gap", "estimate")
+
+    def record(self, loss, gap=np.nan):
+        seconds = time.perf_counter() - self.started
+        self.records.append({"loss": loss, "gap": gap, "passes": self.passes, "time": seconds})
         return self.records[-1]
+
+    def certify(self, objective, value, gradient, tol):
+        """Compute the proven gap, and note it in the last record; whether it is within tol."""
+        loss = value + objective.penalty_l1(self.W)
+        self.gap = objective.optimality_gap(self.W, value, gradient)
+        self.records[-1].update(loss=loss, gap=self.gap, passes=self.passes)
+        if self.gap <= tol * abs(loss):
+            self.stopped_on = "gap"
+        return self.converged
 
 
 def sgd(
@@ -36,12 +53,12 @@ def sgd(
     only when the mean loss of the last `n_iter_no_change` epochs moved by less than that, and at the end.
     `monitor(W, record)` may end the run after any epoch.
     """
-    run = Run(W)
+    run = Run(W, passes=1)
     first = objective.value_and_gradient(W)[0] + objective.penalty_l1(W)
     auto = eta0 == "auto"
     rate = automatic_rate(objective, batch_size) if auto else eta0
     mean = np.zeros_like(W) if average else None
-    passes, quiet, best, steps = 1, 0, np.inf, 0
+    quiet, best, steps = 0, np.inf, 0
     for epoch in range(max_iter):
         order = random_state.permutation(objective.n_rows) if shuffle else np.arange(objective.n_rows)
         losses = 0.0
@@ -50,26 +67,22 @@ def sgd(
             steps += 1
             if average:
                 mean += (W - mean) / steps
-        passes += 1
-        result = mean if average else W
-        loss = losses / objective.n_rows + objective.penalty_l1(W)
+        run.W = mean if average else W
+        run.passes += 1
+        loss = losses / objective.n_rows + objective.penalty_l1(run.W)
         quiet = quiet + 1 if loss > best - tol * abs(best) else 0
         best = min(best, loss)
-        record = run.record(loss=loss, gap=np.nan, passes=passes)
+        record = run.record(loss)
         last = epoch == max_iter - 1
         if np.isfinite(loss) and (quiet >= n_iter_no_change or last):
             quiet = 0
-            passes += 1
-            value, gradient = objective.value_and_gradient(result)
-            loss = value + objective.penalty_l1(result)
-            run.gap = objective.optimality_gap(result, value, gradient)
-            record.update(loss=loss, gap=run.gap, passes=passes)
-            run.converged = run.gap <= tol * abs(loss)
-        if not np.isfinite(loss) or (last and loss > first):
+            run.passes += 1
+            run.certify(objective, *objective.value_and_gradient(run.W), tol)
+            loss = record["loss"]
+        if not np.isfinite(loss) or (last and loss > 2 * first + 1):
             raise diverged(loss, epoch, rate, auto)
-        if monitor(result, record) or run.converged:
+        if monitor(run.W, record) or run.converged:
             break
-    run.W = mean if average else W
     return run
 
 
@@ -130,3 +143,287 @@ def automatic_rate(objective, batch_size, sample_size=4096, iterations=12):
     n = max(objective.n_rows, 2)
     share = (n - min(batch_size, n)) / (min(batch_size, n) * (n - 1))
     return 1.0 / max((1 - share) * mean + share * single + objective.l2, np.finfo(objective.dtype).tiny)
+
+
+# --- Newton's method -------------------------------------------------------------------------------------------------
+
+SAMPLE_WORK = 5e7  # n K p from which a Hessian over a sample of the rows pays: below, a pass takes milliseconds
+
+
+def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
+    """Newton-CG: full gradients, Hessian products over a growing sample of the rows, preconditioned, in a trust region.
+
+    A step minimises the quadratic model by conjugate gradients, stopped at the trust region's boundary (Steihaug
+    1983); where the objective does not follow, it is shortened along the same direction. The sample grows when
+    the steps stop paying. The run ends on a proven gap of tol * F, or on an estimate: the Newton decrement over
+    all rows, see `confirm`.
+    """
+    run = Run(W)
+    n, noise = objective.n_rows, np.finfo(objective.dtype).eps
+    order = random_state.permutation(n)
+    M = preconditioner(objective, order)
+    at = Point.of(objective, W, run)
+    M.refresh(at.P)
+    sampled = sampled and not objective.sparse and n * objective.n_classes * objective.shape[1] > SAMPLE_WORK
+    part = Part(objective, order, n // 4 if sampled else n)
+    norm = dual_norm(M, at.gradient)
+    radius, since_refresh = 1.5 * norm, 0
+    for _ in range(max_iter):
+        accuracy = min(0.3, max(1e-3, norm / np.sqrt(2 * abs(at.value) + np.finfo(float).tiny)))
+        solve = trust_region_cg(part.objective, part.of(at.P), at.gradient, M, radius, accuracy)
+        run.passes += solve.products * part.share
+        since_refresh += solve.products
+        new, shortened = search(objective, at, solve.step, noise, run)
+        decrease = at.value - new.value
+        if shortened < 1:
+            radius = max(shortened, 0.05) * min(radius, solve.length)
+        elif solve.cut and decrease > 0.75 * solve.decrease:
+            radius *= 2.5
+        elif decrease < 0.25 * solve.decrease:
+            radius *= 0.5
+        better = decrease > 0
+        at = new if better else at
+        run.W = at.W
+        record = run.record(at.value)
+        if part.share == 1 and not solve.cut:
+            run.estimate = solve.decrement
+            followed = shortened == 1 and decrease >= 0.5 * solve.decrease - noise * abs(at.value)
+            if followed and solve.decrement <= tol * abs(at.value):
+                at = confirm(objective, at, M, noise, run)
+                if run.estimate <= tol * abs(at.value):
+                    run.stopped_on = "estimate"
+        if objective.l2 and (run.converged or solve.decrease <= 10 * tol * abs(at.value)):
+            run.certify(objective, at.value, at.gradient, tol)
+        record["loss"] = at.value
+        if monitor(at.W, record) or run.converged:
+            break
+        if not better and part.share == 1 and solve.decrease <= noise * abs(at.value):
+            at = confirm(objective, at, M, noise, run)
+            run.stopped_on = "estimate" if run.estimate <= tol * abs(at.value) else "precision"
+            run.certify(objective, at.value, at.gradient, tol)
+            break
+        norm, before = dual_norm(M, at.gradient), norm
+        if not better or (not solve.cut and norm > 0.8 * before):
+            part = part.doubled()
+        if better and since_refresh >= M.patience:
+            M.refresh(at.P)
+            since_refresh = 0
+    if not np.isfinite(run.gap):
+        run.certify(objective, at.value, at.gradient, tol)
+    return run
+
+
+@dataclass
+class Point:
+    """W with what the objective says there."""
+
+    W: np.ndarray
+    value: float
+    gradient: np.ndarray
+    P: np.ndarray
+
+    @classmethod
+    def of(cls, objective, W, run):
+        P = objective.probabilities()
+        run.passes += 1
+        return cls(W, *objective.value_and_gradient(W, P), P)
+
+
+class Part:
+    """The objective over the first `size` rows in a given order."""
+
+    def __init__(self, objective, order, size):
+        self.whole, self.order, self.share = objective, order, size / objective.n_rows
+        self.chosen, self.objective = None, objective
+        if self.share < 1:
+            self.chosen = np.sort(order[:size])
+            self.objective = objective.sample(self.chosen if objective.rows is None else objective.rows[self.chosen])
+
+    def of(self, P):
+        return P if self.chosen is None else P[self.chosen]
+
+    def doubled(self):
+        size = min(2 * self.objective.n_rows, self.whole.n_rows)
+        return self if self.share == 1 else Part(self.whole, self.order, size)
+
+
+def search(objective, at, step, noise, run):
+    """The first point on the way back from W + step that goes down enough (Armijo), and how far it is from 0 to 1."""
+    slope, t = inner(at.gradient, step), 1.0
+    for _ in range(8):
+        new = Point.of(objective, at.W + at.W.dtype.type(t) * step, run)
+        if new.value <= at.value + 1e-4 * t * slope or slope >= -noise * abs(at.value):
+            break
+        bend = new.value - at.value - t * slope  # of the parabola through both points
+        t = min(max(-0.5 * slope * t * t / bend, 0.1 * t), 0.5 * t) if np.isfinite(bend) else 0.1 * t
+    return new, t
+
+
+def confirm(objective, at, M, noise, run):
+    """Estimate the gap at a point, and go where the solve that it took leads.
+
+    The gap of the quadratic model there is 1/2 g^T H^-1 g. It comes from a solve to 1 %, of at least 20 products
+    where M does not hold the whole Hessian, as directions that matter late show late. It is doubled: the decrement
+    is half of the gap where the loss falls off exponentially, as it does for nearly separable classes.
+    """
+    M.refresh(at.P)
+    least = 1 if M.whole else 20
+    solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.01, max_products=300, min_products=least)
+    run.passes += solve.products
+    run.estimate = np.inf if solve.cut else 2 * solve.decrement
+    new = Point.of(objective, at.W + solve.step, run)
+    at = new if new.value < at.value else at
+    run.W = at.W
+    return at
+
+
+def dual_norm(M, gradient):
+    return np.sqrt(max(inner(gradient, M.solve(gradient)), 0.0))
+
+
+@dataclass
+class Solve:
+    """What conjugate gradients found."""
+
+    step: np.ndarray
+    decrease: float  # of the quadratic model
+    decrement: float  # estimate of 1/2 g^T H^-1 g, the gap of the model: the decrease and what the solve left of it
+    length: float  # of the step in M's norm
+    products: int
+    cut: bool  # at the boundary, or at the most products
+
+
+def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=100, min_products=1):
+    """Minimise g^T s + 1/2 s^T H s within ||s||_M <= radius until ||residual|| <= accuracy ||g||, both in M^-1's norm.
+
+    What is left of the decrease, 1/2 r^T H^-1 r, is at most 1/2 r^T M^-1 r over the smallest eigenvalue of M^-1 H,
+    for which the smallest Ritz value of the same iterations stands.
+    """
+    s, r = objective.zeros(), gradient.copy(order="K")
+    z = M.solve(r)
+    d = -z
+    rz = target = inner(r, z)
+    target *= accuracy**2
+    ss, sd, dd = 0.0, 0.0, rz
+    decrease, cut, diagonal, off = 0.0, True, [], []
+    ratio, step = 0.0, 1.0
+    for _ in range(max_products):
+        if (rz <= target and len(diagonal) >= min_products) or not rz > 0:
+            cut = False
+            break
+        Hd = objective.hessian_product(P, d)
+        curvature = inner(d, Hd)
+        if not curvature > 0:  # rounding: H has no negative curvature
+            break
+        diagonal.append(curvature / rz + ratio / step)
+        step = rz / curvature
+        longer = ss + 2 * step * sd + step * step * dd
+        if longer >= radius**2:
+            step = (-sd + np.sqrt(max(sd * sd + dd * (radius**2 - ss), 0.0))) / dd
+            s += s.dtype.type(step) * d
+            decrease += step * rz - 0.5 * step * step * curvature
+            ss = radius**2
+            break
+        s += s.dtype.type(step) * d
+        r += r.dtype.type(step) * Hd
+        decrease += 0.5 * step * rz
+        ss = longer
+        z = M.solve(r)
+        ratio, rz = inner(r, z) / rz, inner(r, z)
+        off.append(np.sqrt(max(ratio, 0.0)) / step)
+        d = d.dtype.type(ratio) * d - z
+        sd, dd = ratio * (sd + step * dd), rz + ratio * ratio * dd
+    smallest = 1.0
+    if diagonal:
+        smallest = eigvalsh_tridiagonal(diagonal, off[: len(diagonal) - 1], select="i", select_range=(0, 0))[0]
+    decrement = decrease + 0.5 * rz / smallest if smallest > 0 else np.inf
+    return Solve(s, decrease, decrement, np.sqrt(ss), len(diagonal), cut)
+
+
+# --- other deterministic solvers ----------------------------------------------------------------------------------------
+
+
+def lbfgs(objective, W, *, max_iter, tol, monitor):
+    """scipy's L-BFGS-B on the compiled objective; the proven gap decides when to stop."""
+    run = Run(W)
+    order = "F" if objective.sparse else "C"
+
+    def unpack(x):
+        return np.asarray(x.reshape(objective.shape, order=order), objective.dtype, order=order)
+
+    last = {}
+
+    def evaluate(x):
+        run.passes += 1
+        value, gradient = objective.value_and_gradient(unpack(x))
+        last[x.tobytes()] = value, gradient
+        while len(last) > 2:
+            del last[next(iter(last))]
+        return value, gradient.ravel(order=order).astype(np.float64)
+
+    def after(x):
+        run.W = unpack(x)
+        key = x.tobytes()
+        value, gradient = last[key] if key in last else objective.value_and_gradient(run.W)
+        record = run.record(value)
+        run.certify(objective, value, gradient, tol)
+        if monitor(run.W, record) or run.converged:
+            raise StopIteration
+
+    options = {"maxiter": max_iter, "maxfun": 20 * max_iter, "ftol": 0.0, "gtol": 0.0, "maxcor": 20}
+    x = W.ravel(order=order).astype(np.float64)
+    minimize(evaluate, x, jac=True, method="L-BFGS-B", callback=after, options=options)
+    if not run.records:
+        run.record(objective.value_and_gradient(W)[0])
+        run.certify(objective, *objective.value_and_gradient(W), tol)
+    return run
+
+
+def proximal(objective, W, *, max_iter, tol, monitor):
+    """Accelerated proximal gradient (FISTA, Beck and Teboulle 2009) for l1 > 0, with exact zeros.
+
+    Features are measured in units of their own curvature, steps are found by backtracking, and momentum restarts
+    when it points uphill (O'Donoghue and Candes 2015). An iteration here is one step; it stops on the proven gap.
+    """
+    run = Run(W)
+    units = feature_units(objective)
+    look, previous, momentum, L = W.copy(order="K"), W, 1.0, 1.0
+    for iteration in range(max_iter):
+        value, gradient = objective.value_and_gradient(look)
+        run.passes += 1
+        while True:
+            rate = units / units.dtype.type(L)
+            W = look - rate * gradient
+            _optimizers.soft_threshold(objective.coef(W), objective.l1 * objective.coef(rate))
+            move = W - look
+            value_new, gradient_new = objective.value_and_gradient(W)
+            run.passes += 1
+            bound = value + inner(gradient, move) + 0.5 * inner(move / rate, move)
+            if value_new <= bound + 4 * np.finfo(W.dtype).eps * abs(value) or L > 1e12:
+                break
+            L *= 2.0
+        uphill = inner((look - W) / rate, W - previous) > 0
+        ahead = 1.0 if uphill else 0.5 * (1 + np.sqrt(1 + 4 * momentum * momentum))
+        share = 0.0 if uphill else (momentum - 1) / ahead
+        look = W + W.dtype.type(share) * (W - previous)
+        previous, momentum, L = W, ahead, 0.9 * L
+        run.W = W
+        if iteration % 10 == 9 or iteration == max_iter - 1:
+            record = run.record(value_new)
+            run.certify(objective, value_new, gradient_new, tol)
+            if monitor(W, record) or run.converged:
+                break
+    return run
+
+
+def feature_units(objective):
+    """1 / mean(x_j^2) for each feature, as an array like W; one for the intercept."""
+    X = objective.X if objective.rows is None else objective.X[objective.rows]
+    if objective.sparse:
+        mean = np.asarray(X.multiply(X).mean(axis=0)).ravel()
+    else:
+        mean = np.einsum("ij,ij->j", X, X) / len(X)
+    units = objective.empty()
+    units[...] = 1.0
+    objective.coef(units)[...] = 1 / np.where(mean > 0, mean, 1)
+    return units

@@ -1,0 +1,187 @@
+"""Approximate inverses of the Hessian for conjugate gradients, each with one method: `solve(G)`.
+
+The Hessian of the data term is  sum_i s_i (diag(p_i) - p_i p_i^T) (x) [x_i 1][x_i 1]^T / S.  Which part of it is kept
+depends on the shape of the problem: all of it where (d+1) K is small, else one number for each class and feature
+times the correlation of the features, and the numbers alone where d is large or X sparse.
+
+Dense ones work in standardised coordinates (x - mean) / deviation, so that offsets and units, however wild, neither
+cost precision nor enter the correlation. X itself is never standardised, only a sample of its rows.
+"""
+
+import numpy as np
+from scipy.linalg import lapack
+
+SAMPLE_ROWS = 8192  # enough for a correlation of a thousand features once it is shrunk; 25 MB of float32 for d = 784
+EXACT_SIZE = 1000  # (d+1) K up to which the Hessian itself is factored: 1000^3 / 3 flops are some 10 ms
+EXACT_WORK = 1e9  # n ((d+1) K)^2 up to which it is built from all rows, else from 4 rows a parameter
+CORRELATION_SIZE = 3000  # d up to which a d x d inverse is worth its memory and its d^3
+
+
+def preconditioner(objective, order):
+    """The kind that suits the problem, over as many of its rows as it needs, taken in the given random `order`.
+
+    `refresh(P)` it with the probabilities of all rows before the first solve.
+    """
+    K, p = objective.shape
+    if objective.sparse or p > CORRELATION_SIZE:
+        return Diagonal(objective)
+    if K * p <= EXACT_SIZE:
+        exact = objective.n_rows * (K * p) ** 2 <= EXACT_WORK
+        return Exact(objective, order if exact else order[: 4 * K * p])
+    return ScaledCorrelation(objective, order[:SAMPLE_ROWS])
+
+
+class Standardised:
+    """A sample of rows in standardised coordinates, and the way there and back for gradients and steps."""
+
+    def __init__(self, objective, picked):
+        self.objective = objective
+        self.picked = np.sort(picked)
+        rows = self.picked if objective.rows is None else objective.rows[self.picked]
+        X = objective.X[rows].astype(np.float64)
+        self.weight = np.ones(len(rows)) if objective.sample_weight is None else objective.sample_weight[rows]
+        self.weight = self.weight / self.weight.sum(dtype=np.float64)
+        self.mean = self.weight @ X if objective.fit_intercept else np.zeros(X.shape[1])
+        X -= self.mean
+        self.deviation = np.sqrt(self.weight @ (X * X))
+        # a feature that is constant in the sample may not be so elsewhere: it keeps its size as its unit
+        constant = self.deviation <= 1e-7 * np.abs(self.mean)
+        self.deviation[constant] = np.abs(self.mean[constant])
+        self.deviation[self.deviation == 0] = 1.0
+        X /= self.deviation
+        self.Z = np.column_stack([X, np.ones(len(X))]) if objective.fit_intercept else X
+        penalty = objective.l2 / self.deviation**2
+        self.penalty = np.append(penalty, 0.0) if objective.fit_intercept else penalty
+
+    def gradient(self, G):
+        """A gradient in W as one in standardised coordinates."""
+        d = self.objective.n_features
+        G = G.astype(np.float64)
+        if self.objective.fit_intercept:
+            G[:, :d] -= G[:, d:] * self.mean
+        G[:, :d] /= self.deviation
+        return G
+
+    def step(self, V):
+        """A step in standardised coordinates as one in W."""
+        d = self.objective.n_features
+        V[:, :d] /= self.deviation
+        if self.objective.fit_intercept:
+            V[:, d] -= V[:, :d] @ self.mean
+        return V.astype(self.objective.dtype)
+
+
+class Exact(Standardised):
+    """The Hessian of the sample, inverted by Cholesky: a Newton step up to sampling error."""
+
+    def __init__(self, objective, picked):
+        super().__init__(objective, picked)
+        self.whole = len(self.picked) == objective.n_rows
+        # Hessian products to serve before it is built again, which costs n_sample (K p) / 2n passes
+        self.patience = max(4, len(self.picked) * objective.shape[0] * objective.shape[1] // (8 * objective.n_rows))
+
+    def refresh(self, P):
+        K, p = self.objective.shape
+        P = P[self.picked]
+        H = np.zeros((K * p, K * p))
+        for start in range(0, len(P), 1024):
+            Z, s = self.Z[start : start + 1024], self.weight[start : start + 1024, None]
+            Q = P[start : start + 1024].astype(np.float64)
+            Q /= Q.sum(axis=1, keepdims=True)  # float32 rows that sum to 1 + 1e-7 would make H indefinite
+            A = ((np.sqrt(s) * Q)[:, :, None] * Z[:, None, :]).reshape(len(Z), -1)
+            H -= A.T @ A
+            for k in range(K):
+                block = slice(k * p, (k + 1) * p)
+                H[block, block] += (Z.T * (s[:, 0] * Q[:, k])) @ Z
+        diagonal = H.diagonal().reshape(K, p)
+        # a sample knows directions only up to its noise; the rest is for rounding
+        damping = np.finfo(P.dtype).eps if self.whole else 1e-3
+        H[np.diag_indices_from(H)] += (self.penalty + damping * diagonal + 1e-13 * diagonal.max()).ravel()
+        if self.objective.fit_intercept:  # the one direction that softmax leaves free: a constant on all intercepts
+            free = slice(p - 1, None, p)
+            H[free, free] += diagonal.max() / K
+        # sums of numbers up to 1 are behind it: rounding may weigh more than curvature where the classes are separated
+        self.inverse = positive_inverse(H, diagonal.ravel() + 1e-8 * diagonal.max() + 1e-14)
+
+    def solve(self, G):
+        return self.step((self.inverse @ self.gradient(G).ravel()).reshape(G.shape))
+
+
+class ScaledCorrelation(Standardised):
+    """M = D^(1/2) C D^(1/2) for each class: D the diagonal of the Hessian, C the correlation of the features.
+
+    C is inverted once; D follows the probabilities. It meets what changes on the way, how much each class still
+    depends on each feature, and what does not, how features go together.
+    """
+
+    patience = 1
+    shrinkage = 0.05  # towards uncorrelated features of average curvature: a sample's noise is not to be inverted
+
+    whole = False
+
+    def __init__(self, objective, picked):
+        super().__init__(objective, picked)
+        self.Z = self.Z.astype(np.float32)  # it only ever preconditions
+        C = (self.Z.T * self.weight.astype(np.float32)) @ self.Z
+        size = np.sqrt(np.maximum(C.diagonal(), 1e-12))
+        C = (1 - self.shrinkage) * C.astype(np.float64) / np.outer(size, size)
+        C[np.diag_indices_from(C)] = 1.0 + 1e-4
+        self.inverse = positive_inverse(C).astype(np.float32)
+        self.squares = self.Z * self.Z
+
+    def refresh(self, P):
+        P = P[self.picked]
+        curvature = P * (1 - P) * self.weight.astype(P.dtype)[:, None]
+        D = curvature.T.astype(np.float32) @ self.squares
+        D += self.shrinkage * curvature.sum(axis=0, dtype=np.float64)[:, None]
+        self.scale = 1 / np.sqrt(D + self.penalty + 1e-10 * D.max())
+
+    def solve(self, G):
+        V = (self.gradient(G) * self.scale).astype(np.float32) @ self.inverse
+        return self.step(V * self.scale)
+
+
+class Diagonal:
+    """The diagonal of the Hessian over all rows."""
+
+    patience, whole = 1, False
+
+    def __init__(self, objective):
+        self.objective = objective
+        X = objective.X if objective.rows is None else objective.X[objective.rows]
+        self.squares = X.multiply(X).tocsr() if objective.sparse else X * X
+        weight = objective.sample_weight
+        if weight is not None and objective.rows is not None:
+            weight = weight[objective.rows]
+        self.weight = (np.ones(objective.n_rows) if weight is None else weight) / objective.total_weight
+
+    def refresh(self, P):
+        objective = self.objective
+        curvature = P * (1 - P) * self.weight.astype(P.dtype)[:, None]
+        D = objective.empty()
+        objective.coef(D)[...] = (self.squares.T @ curvature).T + objective.l2
+        if objective.fit_intercept:
+            D[:, -1] = curvature.sum(axis=0)
+        self.diagonal = np.maximum(D, 1e-10 * D.max())
+
+    def solve(self, G):
+        return G / self.diagonal
+
+
+def positive_inverse(A, scale=1.0):
+    """The inverse of a symmetric positive definite matrix.
+
+    Where rounding made it indefinite, `scale` is added to the diagonal, 1e-12 of it and then ever more.
+    """
+    for shift in (0.0, *np.logspace(-12, 0, 7)):
+        shifted = A.copy()
+        shifted[np.diag_indices_from(A)] += shift * scale
+        factor, info = lapack.dpotrf(shifted, lower=1, overwrite_a=1, clean=0)
+        if info == 0:
+            break
+    else:
+        raise np.linalg.LinAlgError("the preconditioner is not positive definite")
+    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    upper = np.triu_indices_from(inverse, 1)
+    inverse[upper] = inverse.T[upper]
+    return inverse
