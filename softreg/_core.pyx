@@ -58,6 +58,7 @@ cdef enum:
     GATHER_BELOW = 64   # features: below, a block of X is transposed into scratch, as dot products would be too short
     BLAS_CLASSES = 48   # classes: from here on BLAS is faster than the tiles (see benchmarks/README.md)
     MAX_PARTS = 16      # parts of the rows that may run at the same time
+    WIDE = 64           # classes: from here on vectors run along a row-major row; below, two or three vectors a row wait too much
     AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead: some 100 ns
 
 
@@ -234,6 +235,89 @@ cdef sr_void _exp(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top,
         for i in range(width):
             total[strip + i] = kept[i]
         strip += width
+
+
+cdef inline sr_inline_void _fold(floating* lane, Py_ssize_t half, bint top) noexcept nogil:
+    """lane (half,) = the larger one, or the sum, of its first `half` numbers, a constant, and of those that follow."""
+    cdef Py_ssize_t i
+    for i in range(half):
+        if top:
+            lane[i] = lane[i + half] if lane[i + half] > lane[i] else lane[i]
+        else:
+            lane[i] = lane[i] + lane[i + half]
+
+
+cdef inline sr_inline_void _fold_all(floating* lane, bint top) noexcept nogil:
+    """lane[0] = the largest one, or the sum, of 32 float or 16 double."""
+    if floating is float:
+        _fold(lane, 16, top)
+    _fold(lane, 8, top)
+    _fold(lane, 4, top)
+    _fold(lane, 2, top)
+    _fold(lane, 1, top)
+
+
+cdef sr_void _softmax_rows(
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* weight, floating* out, floating* top, floating* total
+) noexcept nogil:
+    """out (count, K) OUT = weight * softmax(Z), row-major with K >= 32, maybe in place; top and total (count,) OUT.
+
+    Many classes fill vectors along the row, which then stays in the nearest cache and needs no transposition. The
+    last vectors end with the row; `fresh` is zero for what the others hold, too, and they are written last.
+    """
+    cdef Py_ssize_t i, k, r, width = 32 if floating is float else 16, whole = (K - 1) // width * width
+    cdef const floating* z
+    cdef floating* out_row
+    cdef floating[32] most, kept, lost, tail, fresh
+    cdef floating base, high, turns, rest, factor, e, s
+    for i in range(width):
+        fresh[i] = K - width + i >= whole
+    for r in range(count):
+        z = Z + r * K
+        out_row = out + r * K
+        for i in range(width):
+            most[i] = z[K - width + i]
+        for k in range(whole // width):
+            for i in range(width):
+                most[i] = z[k * width + i] if z[k * width + i] > most[i] else most[i]
+        _fold_all(most, True)
+        if floating is float:
+            base = sr_base_float(most[0])
+            high = most[0] - base
+            turns = sr_turns_float(high)
+            rest = sr_rest_float(high, turns)
+        else:
+            base = sr_base_double(most[0])
+            high = most[0] - base
+            turns = sr_turns_double(high)
+            rest = sr_rest_double(high, turns)
+        for i in range(width):
+            if floating is float:
+                e = sr_exp_float(z[K - width + i], base, high, turns, rest)
+            else:
+                e = sr_exp_double(z[K - width + i], base, high, turns, rest)
+            tail[i] = e
+            kept[i] = e * fresh[i]
+            lost[i] = 0
+        for k in range(whole // width):
+            for i in range(width):
+                if floating is float:
+                    e = sr_exp_float(z[k * width + i], base, high, turns, rest)
+                else:
+                    e = sr_exp_double(z[k * width + i], base, high, turns, rest)
+                out_row[k * width + i] = e
+                e = e - lost[i]
+                s = kept[i] + e
+                lost[i] = (s - kept[i]) - e
+                kept[i] = s
+        _fold_all(kept, False)
+        top[r] = most[0]
+        total[r] = kept[0]
+        factor = (weight[r] if weight != NULL else <floating>1) / kept[0]
+        for k in range(whole):
+            out_row[k] = out_row[k] * factor
+        for i in range(width):
+            out_row[K - width + i] = tail[i] * factor
 
 
 cdef sr_void _log(const floating* total, floating* out) noexcept nogil:
@@ -476,14 +560,14 @@ cdef sr_void _weights(
 
 
 cdef sr_void _pick(
-    const floating* T, Py_ssize_t ld, const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count, const Py_ssize_t* codes,
-    const floating* top, floating* out
+    const floating* T, Py_ssize_t ld, Py_ssize_t step, const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count,
+    const Py_ssize_t* codes, const floating* top, floating* out
 ) noexcept nogil:
-    """out (BLOCK,) OUT = T - top at each row's class, then zeros."""
+    """out (BLOCK,) OUT = T - top at each row's class, then zeros; `ld` between classes of T, `step` between rows."""
     cdef Py_ssize_t i
     cdef floating[BLOCK] z
     for i in range(count):
-        z[i] = T[codes[rows[start + i] if rows != NULL else start + i] * ld + i]
+        z[i] = T[codes[rows[start + i] if rows != NULL else start + i] * ld + i * step]
     for i in range(count, BLOCK):
         z[i] = top[i]
     for i in range(BLOCK):
@@ -491,13 +575,13 @@ cdef sr_void _pick(
 
 
 cdef sr_void _deduct(
-    floating* T, Py_ssize_t ld, const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count, const Py_ssize_t* codes,
-    const floating* amount, floating share
+    floating* T, Py_ssize_t ld, Py_ssize_t step, const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count,
+    const Py_ssize_t* codes, const floating* amount, floating share
 ) noexcept nogil:
     """T at each row's class -= share * amount."""
     cdef Py_ssize_t i
     for i in range(count):
-        T[codes[rows[start + i] if rows != NULL else start + i] * ld + i] -= share * amount[i]
+        T[codes[rows[start + i] if rows != NULL else start + i] * ld + i * step] -= share * amount[i]
 
 
 cdef sr_void _losses(
@@ -545,7 +629,7 @@ cdef double _cross_entropy_block(
     _weights(rows, start, count, sample_weight, scale, weight)
     _top(T, ld, K, top)
     if codes != NULL:
-        _pick(T, ld, rows, start, count, codes, top, fit)
+        _pick(T, ld, 1, rows, start, count, codes, top, fit)
         if label_smoothing != 0:
             _mean_shifted(T, ld, K, top, factor)
             for i in range(BLOCK):
@@ -575,8 +659,32 @@ cdef double _cross_entropy_block(
         for i in range(BLOCK):
             factor[i] = weight[i] * uniform
         _subtract(T, ld, K, factor)
-    _deduct(T, ld, rows, start, count, codes, weight, kept)
+    _deduct(T, ld, 1, rows, start, count, codes, weight, kept)
     return loss
+
+
+cdef void _wide_block(
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* lanes, Py_ssize_t start, const Py_ssize_t* codes,
+    const floating* sample_weight, floating* losses, floating* residual,
+) noexcept nogil:
+    """residual (count, K) OUT = s (P - Y) and losses (count,) OUT or NULL, all row-major; lanes (5, BLOCK) is scratch."""
+    cdef floating* top = lanes
+    cdef floating* total = lanes + BLOCK
+    cdef floating* weight = lanes + 2 * BLOCK
+    cdef floating* fit = lanes + 3 * BLOCK
+    cdef double loss = 0
+    cdef Py_ssize_t i
+    for i in range(count, BLOCK):
+        top[i] = 0
+        total[i] = 1
+    _weights(NULL, start, count, sample_weight, 1, weight)
+    _softmax_rows(Z, count, K, weight, residual, top, total)
+    _pick(Z, 1, K, NULL, start, count, codes, top, fit)
+    _deduct(residual, 1, K, NULL, start, count, codes, weight, <floating>1)
+    if losses != NULL:
+        _log(total, top)
+        _losses(weight, top, fit, lanes + 4 * BLOCK, &loss)
+        memcpy(losses, lanes + 4 * BLOCK, count * sizeof(floating))
 
 
 cdef void _curve_block(
@@ -605,6 +713,9 @@ cdef void _batch_block(
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
     cdef Py_ssize_t i
+    if what == SOFTMAX and K >= WIDE:
+        _softmax_rows(Z, count, K, NULL, out, top, total)
+        return
     _load_rows(Z, count, K, T, BLOCK)
     _top(T, BLOCK, K, top)
     if what == LOG_SOFTMAX:
@@ -699,6 +810,12 @@ def cross_entropy(
         for block in range(part * blocks // parts, (part + 1) * blocks // parts):
             start = block * BLOCK
             count = min(<Py_ssize_t>BLOCK, n - start)
+            if K >= WIDE and y != NULL and label_smoothing == 0 and out != NULL:
+                _wide_block(
+                    &Z[start, 0], count, K, T + 2 * K * BLOCK, start, y, s, loss + start if loss != NULL else NULL,
+                    out + start * K,
+                )
+                continue
             _load_rows(&Z[start, 0], count, K, T, BLOCK)
             _cross_entropy_block(
                 T, BLOCK, count, K, T + K * BLOCK, T + 2 * K * BLOCK, NULL, start, y, Y, s, label_smoothing, 1,

@@ -1,8 +1,10 @@
 """SoftmaxRegression: parameters, validation, labels, prediction. The only room that knows scikit-learn."""
 
+import copy
 import inspect
 import numbers
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 from scipy.sparse import issparse
@@ -14,13 +16,18 @@ from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import (
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 
 from softreg import _core, _solvers
 from softreg._objective import Objective
 from softreg._optimizers import SGD
 from softreg._threads import effective_n_threads, single_threaded_blas
-from softreg.functional import _check_targets
+from softreg.functional import _check_targets, _check_weights
 
 FLOATS = (np.float64, np.float32)
 SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling"}
@@ -94,8 +101,13 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
     classes_ : ndarray of shape (n_classes,)
     n_iter_ : int
         Epochs that were run.
+    stopped_on_ : str
+        "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
+        "max_iter", or "precision" where the dtype of X cannot tell the objective any better.
     optimality_gap_ : float
-        A proven bound on F - min F at the end; inf where there is none (alpha = 0).
+        A proven bound on F - min F at the end, by duality; inf where there is none (alpha = 0).
+    gap_estimate_ : float
+        The same by the Newton decrement, doubled for safety; NaN where it was not computed.
     history_ : dict of arrays, one entry an epoch
         ``loss`` (the objective: its running mean over the epoch, or exact where ``gap`` is known), ``gap``,
         ``passes`` over the data, ``time`` in seconds; with early stopping ``validation_loss``, ``validation_score``.
@@ -202,17 +214,20 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         FloatingPointError
             If SGD diverged: the rate is too high.
         """
-        self._check_combination()
-        X, codes, targets, classes = self._check_data(X, y)
-        objective = self._objective(X, codes, targets, classes, sample_weight)
-        W = self._previous(objective, classes) if self.warm_start and hasattr(self, "coef_") else None
-        W = objective.zeros() if W is None else W
-        random_state = check_random_state(self.random_state)
-        train, monitor = self._hold_out(objective, random_state)
-        with single_threaded_blas():
-            run = self._solve(train, W, random_state, monitor)
-        W = monitor.best if monitor.best is not None else run.W
+        with all_or_nothing(self):
+            self._check_combination()
+            X, codes, targets, classes = self._check_data(X, y)
+            objective = self._objective(X, codes, targets, classes, sample_weight)
+            warm = self.warm_start and hasattr(self, "coef_")
+            W = self._previous(objective, classes) if warm else objective.zeros()
+            random_state = check_random_state(self.random_state)
+            train, monitor = self._hold_out(objective, random_state)
+            with single_threaded_blas(), finite_or_error(objective):
+                run = self._solve(train, W, random_state, monitor)
+                W = monitor.best if monitor.best is not None else run.W
+                check_finite(W, run.records[-1]["loss"])
         self._keep(objective, W, classes)
+        vars(self).pop("_stream", None)
         self.n_iter_ = len(run.records)
         self.optimality_gap_, self.gap_estimate_ = run.gap, run.estimate
         self.stopped_on_ = "early_stopping" if monitor.stopped else run.stopped_on
@@ -236,30 +251,44 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         """
         self._validate_params()
         first = not hasattr(self, "_stream")
-        X, codes, targets, classes = self._check_data(X, y, classes=classes, first=first)
-        if first and classes is None:
-            raise ValueError("classes must be given in the first call of partial_fit")
-        objective = self._objective(X, codes, targets, classes, sample_weight)
-        batch_size = self._batch_size(objective)
-        if first:
-            rate = self.eta0 if self.eta0 != "auto" else _solvers.automatic_rate(objective, batch_size)
-            self._stream = {"optimizer": SGD(self.momentum, self.nesterov), "rate": rate, "epochs": 0.0}
-            W = objective.zeros()
-        else:
-            W = self._previous(objective, classes)
-        random_state = check_random_state(self.random_state)
-        with single_threaded_blas():
-            run = _solvers.stream(
-                objective, W, **self._stream, learning_rate=self._schedule("invscaling"), max_iter=self.max_iter,
-                batch_size=batch_size, random_state=random_state if self.shuffle else None,
-            )  # fmt: skip
-        self._stream["epochs"] += 1
+        self._check_stream(first, classes)
+        with all_or_nothing(self):
+            X, codes, targets, classes = self._check_data(X, y, classes=classes, first=not hasattr(self, "coef_"))
+            objective = self._objective(X, codes, targets, classes, sample_weight)
+            batch_size = self._batch_size(objective)
+            W = self._previous(objective, classes) if hasattr(self, "coef_") else objective.zeros()
+            if first:
+                rate = self.eta0 if self.eta0 != "auto" else _solvers.automatic_rate(objective, batch_size)
+                stream = {"optimizer": SGD(self.momentum, self.nesterov), "rate": rate, "epochs": 0}
+            else:
+                stream = copy.deepcopy(self._stream)
+            random_state = check_random_state(self.random_state)
+            with single_threaded_blas(), finite_or_error(objective):
+                run = _solvers.stream(
+                    objective, W, **stream, learning_rate=self._schedule("invscaling"), max_iter=self.max_iter,
+                    batch_size=batch_size, random_state=random_state if self.shuffle else None,
+                )  # fmt: skip
+        stream["epochs"] += 1
+        self._stream = stream
         self._keep(objective, run.W, classes)
-        self.n_iter_ = int(self._stream["epochs"])
+        self.n_iter_ = stream["epochs"]
         return self
+
+    def _check_stream(self, first, classes):
+        """What a fit knows and a stream cannot."""
+        for name, refused in {
+            "early_stopping": (True,), "average": (True,), "class_weight": ("balanced",),
+            "learning_rate": ("linear", "cosine"),
+        }.items():  # fmt: skip
+            if (value := getattr(self, name)) in refused:
+                raise ValueError(f"{name}={value!r} needs all rows or the end of the fit; partial_fit knows neither")
+        if first and classes is None and not hasattr(self, "coef_"):
+            raise ValueError("classes must be given in the first call of partial_fit")
 
     def _check_combination(self):
         """A parameter that would be ignored is an error."""
+        if self.l1_ratio > 0 and self.solver in ("newton-cg", "lbfgs"):
+            raise ValueError(f"l1_ratio={self.l1_ratio} needs solver='auto' or 'sgd'; solver={self.solver!r} is smooth")
         if self.solver != "sgd":
             defaults = inspect.signature(type(self).__init__).parameters
             for name in SGD_ONLY:
@@ -275,33 +304,43 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         X = in_rows(X)
         if soft:
             _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
-            classes = np.arange(y.shape[1])
-            return X, None, np.ascontiguousarray(targets), classes
+            found = np.arange(y.shape[1])
+            self._check_classes(found, classes)
+            return X, None, np.ascontiguousarray(targets), found
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         present, codes = np.unique(y, return_inverse=True)
-        known = present if classes is None and first else np.unique(self.classes_ if not first else classes)
+        known = present if classes is None else np.unique(classes)
+        known = known if first else self.classes_
+        self._check_classes(known, classes)
         if not np.isin(present, known).all():
             unknown = present[~np.isin(present, known)]
             raise ValueError(f"y has labels {unknown.tolist()} that are not in classes {known.tolist()}")
         if len(known) < 2:
-            raise ValueError(f"SoftmaxRegression needs at least 2 classes; y has only one class: {known[0]!r}")
+            raise ValueError(f"SoftmaxRegression needs at least 2 classes; y has only one class: {known.tolist()[0]!r}")
         codes = np.searchsorted(known, present)[codes] if known is not present else codes
         return X, codes.astype(np.intp, copy=False), None, known
+
+    def _check_classes(self, known, classes):
+        """`classes`, if given, are those that are known; a number stands for 0 .. classes - 1."""
+        if classes is None:
+            return
+        named = np.arange(classes) if isinstance(classes, numbers.Integral) else np.unique(classes)
+        if not np.array_equal(named, known):
+            raise ValueError(f"classes={np.asarray(classes).tolist()} differ from the {len(known)} classes {known.tolist()}")
 
     def _objective(self, X, codes, targets, classes, sample_weight):
         weight = None
         if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+            weight = _check_weights(sample_weight, X.shape[0], X.dtype)
         if self.class_weight is not None:
             if codes is None:
                 raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
-            of_class = compute_class_weight(
-                self.class_weight, classes=classes, y=classes[codes], sample_weight=weight
-            )
-            weight = (of_class if weight is None else of_class * 1.0)[codes].astype(X.dtype) * (
-                1 if weight is None else weight
-            )
+            of_class = compute_class_weight(self.class_weight, classes=classes, y=classes[codes], sample_weight=weight)
+            if not (np.isfinite(of_class).all() and (of_class >= 0).all() and of_class[codes].any()):
+                raise ValueError(f"class_weight must be finite, not negative and not all zero; got {self.class_weight}")
+            of_row = of_class[codes].astype(X.dtype)
+            weight = of_row if weight is None else weight * of_row
         if weight is not None and not weight.sum(dtype=np.float64) > 0:
             raise ValueError("sample_weight sums to zero: nothing is left to fit")
         binary = len(classes) == 2
@@ -331,9 +370,11 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
     def _keep(self, objective, W, classes):
         if len(classes) == 2:
             W = W[1:] - W[:1]
+        intercept = np.array(W[:, -1]) if self.fit_intercept else np.zeros(len(W), W.dtype)
         self.classes_ = classes
         self.coef_ = np.array(objective.coef(W), order="C")
-        self.intercept_ = np.array(W[:, -1]) if self.fit_intercept else np.zeros(len(W), W.dtype)
+        # softmax leaves one constant on all intercepts free: they sum to zero here
+        self.intercept_ = intercept if len(classes) == 2 else intercept - intercept.mean()
 
     def _hold_out(self, objective, random_state):
         """The part to train on, and who watches the rest."""
@@ -372,7 +413,7 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
             f"proven to be within {run.gap:.2g} of its minimum, which is more than tol * objective = "
             f"{self.tol * loss:.2g}. Increase max_iter, standardise the features, or raise alpha or tol.",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,  # past scikit-learn's wrapper of fit, to the caller
         )
 
     # --- prediction ----------------------------------------------------------------------------------------------
@@ -416,10 +457,11 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
             _, targets = _check_targets(np.asarray(y), (X.shape[0], len(self.classes_)), X.dtype)
             codes = None
         else:
-            targets, codes = None, np.searchsorted(self.classes_, column_or_1d(y)).astype(np.intp)
-            codes = np.minimum(codes, len(self.classes_) - 1)
-            if (wrong := self.classes_[codes] != y).any():
-                raise ValueError(f"y has the label {y[wrong.argmax()]!r}, which is not in classes_")
+            y, targets = column_or_1d(y), None
+            check_consistent_length(X, y)
+            if (unknown := ~np.isin(y, self.classes_)).any():
+                raise ValueError(f"y has the label {y[unknown].tolist()[0]!r}, which is not in classes_")
+            codes = np.searchsorted(self.classes_, y).astype(np.intp)
         Z, coef = self._class_logits(X)
         G = np.empty_like(Z)
         weight = np.full(X.shape[0], 1 / max(X.shape[0], 1), X.dtype)
@@ -493,6 +535,36 @@ class Monitor:
         part = self.held_out
         targets = part.codes if part.targets is None else part.targets.argmax(axis=1)
         return float(np.mean(P.argmax(axis=1) == targets[part.rows]))
+
+
+@contextmanager
+def all_or_nothing(estimator):
+    """An error leaves the estimator as it was."""
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+@contextmanager
+def finite_or_error(objective):
+    """Overflow ends in a FloatingPointError that says what to do, not in a warning of NumPy."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except np.linalg.LinAlgError as error:
+        raise FloatingPointError(OVERFLOW.format(objective.dtype)) from error
+
+
+def check_finite(W, loss):
+    if not (np.isfinite(W).all() and np.isfinite(loss)):
+        raise FloatingPointError(OVERFLOW.format(W.dtype))
+
+
+OVERFLOW = "the features of X are too large or too small for {}: their products overflow or vanish; scale them"
 
 
 def in_rows(X):

@@ -1,7 +1,7 @@
 """Update rules and learning-rate schedules: state in, step out.
 
-An optimiser changes W in place given a gradient and a rate, and returns the rate that each coordinate saw (a
-number, or an array like W): the proximal step for l1 needs it. A schedule maps the progress of a fit to a factor.
+An optimiser changes W in place given a gradient and a rate, and returns the rate that each coordinate saw (a number,
+or an array like W). A schedule maps the progress of a fit to a factor.
 """
 
 import numpy as np
@@ -16,6 +16,11 @@ class SGD:
     def __init__(self, momentum=0.0, nesterov=False):
         self.momentum, self.nesterov = momentum, nesterov
         self.velocity = None
+
+    @property
+    def lag(self):
+        """How many steps' worth a gradient moves W in all: the proximal step for l1 has to move it as far."""
+        return 1 / (1 - self.momentum)
 
     def step(self, W, gradient, rate):
         if self.momentum:

@@ -165,7 +165,11 @@ class Diagonal:
         self.diagonal = np.maximum(D, 1e-10 * D.max())
 
     def solve(self, G):
-        return G / self.diagonal
+        V = G / self.diagonal
+        if self.objective.fit_intercept:  # softmax leaves a constant on all intercepts free: stay off that direction
+            free = 1 / self.diagonal[:, -1]
+            V[:, -1] -= free * (V[:, -1].sum() / free.sum())
+        return V
 
 
 def positive_inverse(A, scale=1.0):

@@ -94,7 +94,7 @@ def batches(objective, W, optimizer, order, batch_size, eta0, learning_rate, epo
         value, gradient = objective.batch_value_and_gradient(W, batch)
         seen = optimizer.step(W, gradient, rate)
         if objective.l1:
-            _optimizers.soft_threshold(objective.coef(W), objective.l1 * seen)
+            _optimizers.soft_threshold(objective.coef(W), objective.l1 * optimizer.lag * seen)
         yield batch, value
 
 
@@ -118,31 +118,32 @@ def diverged(loss, epoch, rate, auto):
     )
 
 
-def automatic_rate(objective, batch_size, sample_size=4096, iterations=12):
+def automatic_rate(objective, batch_size, sample_size=4096, iterations=20):
     """1 / L for minibatches: the largest rate at which gradient descent on their mean cannot overshoot.
 
     The Hessian of one row is at most (1/2) [x 1][x 1]^T in every direction of the classes (Böhning 1992), so
-    L <= 1/2 lambda_max for the whole, 1/2 max ||[x 1]||^2 for a single row, and for batches the mean of both
-    that Gower et al. (2019) derive. lambda_max comes from power iterations at uniform probabilities.
+    L <= 1/2 lambda_max for the whole, 1/2 n s/S ||[x 1]||^2 for a single row, and for batches the mean of both
+    that Gower et al. (2019) derive. lambda_max comes from power iterations on at most `sample_size` rows.
     """
-    rows = np.unique(np.linspace(0, objective.n_rows - 1, sample_size).astype(np.intp))
-    sample = objective.sample(rows if objective.rows is None else objective.rows[rows])
-    K = objective.n_classes
-    P = np.full((sample.n_rows, K), 1.0 / K, objective.dtype)
-    V = objective.zeros()
-    V[0], V[1:] = 1, -1 / max(K - 1, 1)
-    largest = 0.0
-    for _ in range(iterations):
-        V /= np.sqrt(inner(V, V)) or 1.0
-        V_next = sample.hessian_product(P, V)
-        largest = inner(V, V_next)
-        V = V_next
-    X = objective.X[sample.rows]
-    norms = X.multiply(X).sum(axis=1) if objective.sparse else np.einsum("ij,ij->i", X, X)
-    mean, single = 0.5 * K * largest, 0.5 * (float(norms.max()) + objective.fit_intercept)
     n = max(objective.n_rows, 2)
-    share = (n - min(batch_size, n)) / (min(batch_size, n) * (n - 1))
-    return 1.0 / max((1 - share) * mean + share * single + objective.l2, np.finfo(objective.dtype).tiny)
+    rows = np.unique(np.linspace(0, objective.n_rows - 1, sample_size).astype(np.intp))
+    rows = rows if objective.rows is None else objective.rows[rows]
+    X = objective.X[rows]
+    s = np.ones(len(rows)) if objective.sample_weight is None else objective.sample_weight[rows].astype(np.float64)
+    v = np.random.default_rng(0).standard_normal(objective.shape[1])
+    offset, largest = objective.fit_intercept, 0.0
+    for _ in range(iterations):
+        v /= np.linalg.norm(v) or 1.0
+        z = X @ v[: objective.n_features].astype(X.dtype) + (v[-1] if offset else 0.0)
+        z = s * z / s.sum()
+        v = np.append(X.T @ z.astype(X.dtype), z.sum()) if offset else (X.T @ z.astype(X.dtype)).astype(np.float64)
+        largest = np.linalg.norm(v)
+    squares = np.asarray(X.multiply(X).sum(axis=1)).ravel() if objective.sparse else np.einsum("ij,ij->i", X, X)
+    single = float(((squares + offset) * s).max()) * objective.n_rows / objective.total_weight
+    batch = min(batch_size, n)
+    share = (n - batch) / (batch * (n - 1))
+    L = 0.5 * ((1 - share) * largest + share * single) + objective.l2
+    return 1.0 / max(L, np.finfo(objective.dtype).tiny)
 
 
 # --- Newton's method -------------------------------------------------------------------------------------------------

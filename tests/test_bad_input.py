@@ -1,11 +1,15 @@
 """What cannot be used raises an error that names the argument and shows the offending value."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.utils.validation import check_is_fitted
 
+from softreg import SoftmaxRegression
 from softreg import functional as F
 
 # --- functional -------------------------------------------------------------------------------------------
@@ -219,3 +223,374 @@ def test_linear(form, change, message):
 def test_check_gradient(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         F.check_gradient(*arguments[:2], eps=arguments[2] if len(arguments) == 3 else None)
+
+
+# --- estimator --------------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.normal(size=(30, 4))
+LABELS = np.arange(30) % 3
+SOFT = np.full((30, 3), 1 / 3)
+SGD = {"solver": "sgd", "eta0": 0.1, "batch_size": 8, "max_iter": 2, "random_state": 0}
+
+BAD_DATA = {
+    "NaN": (changed(ROWS, (3, 1), np.nan), LABELS, "Input X contains NaN"),
+    "inf": (changed(ROWS, (3, 1), np.inf), LABELS, "Input X contains infinity"),
+    "NaN in float32": (changed(ROWS, (3, 1), np.nan).astype(np.float32), LABELS, "Input X contains NaN"),
+    "one row of X": (ROWS[0], LABELS, "Expected 2D array, got 1D array"),
+    "three axes": (ROWS[None], LABELS, "Found array with dim 3"),
+    "no rows": (ROWS[:0], LABELS[:0], "Found array with 0 sample(s) (shape=(0, 4))"),
+    "no features": (ROWS[:, :0], LABELS, "Found array with 0 feature(s) (shape=(30, 0))"),
+    "words": ([["a"], ["b"]], [0, 1], "could not convert string to float: 'a'"),
+    "complex": (ROWS + 1j, LABELS, "Complex data not supported"),
+    "fewer labels": (ROWS, LABELS[:20], "inconsistent numbers of samples: [30, 20]"),
+    "fewer targets": (ROWS, SOFT[:20], "inconsistent numbers of samples: [30, 20]"),
+    "no labels": (ROWS, None, "requires y to be passed, but the target y is None"),
+    "NaN in labels": (ROWS, changed(LABELS.astype(float), 3, np.nan), "Input y contains NaN"),
+    "measurements": (ROWS, ROWS[:, 0], "Unknown label type: continuous"),
+    "one class": (ROWS, np.full(30, 7), r"class: 7"),
+    "one named class": (ROWS, np.full(30, "oak"), r"class: 'oak'"),
+    "negative target": (ROWS, changed(SOFT, (2, 1), -0.25), "y has -0.25 at row 2, column 1"),
+    "targets under one": (ROWS, changed(SOFT, 4, [0.3, 0.3, 0.2]), "y row 4 sums to 0.8, expected 1"),
+    "two labels a row": (ROWS, np.ones((30, 2), int), "y row 0 sums to 2, expected 1"),
+    "NaN in targets": (ROWS, changed(SOFT, (2, 1), np.nan), "Input y contains NaN"),
+    "inf in targets": (ROWS, changed(SOFT, (2, 1), np.inf), "Input y contains infinity"),
+    "targets of three axes": (ROWS, SOFT[:, :, None], "y"),
+    "words as targets": (ROWS, np.full((30, 3), "oak"), "y"),
+    "sparse targets": (ROWS, sparse.csr_array(SOFT), "y"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+@pytest.mark.parametrize("solver", ["auto", "sgd"])
+def test_estimator_data(name, solver):
+    X, y, message = BAD_DATA[name]
+    model = SoftmaxRegression(solver=solver)
+    with pytest.raises((ValueError, TypeError), match=f"(?i){re.escape(message)}"):
+        model.fit(X, y)
+    with pytest.raises(NotFittedError):
+        check_is_fitted(model)
+    with pytest.raises(NotFittedError):
+        model.predict(ROWS)
+    if "class" not in name:  # a batch of one class is a good batch
+        classes = np.shape(y)[1] if np.ndim(y) == 2 else [0, 1, 2]
+        with pytest.raises((ValueError, TypeError), match=f"(?i){re.escape(message)}"):
+            model.partial_fit(X, y, classes=classes)
+
+
+def test_sparse_data():
+    X = sparse.csr_array(ROWS)
+    X.data[5] = np.nan
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        SoftmaxRegression().fit(X, LABELS)
+
+
+BAD_WEIGHTS = {
+    "negative": (changed(np.ones(30), 3, -1.0), "-1.0"),
+    "NaN": (changed(np.ones(30), 3, np.nan), "NaN"),
+    "inf": (changed(np.ones(30), 3, np.inf), "infinity"),
+    "fewer": (np.ones(20), "(20,)"),
+    "a column": (np.ones((30, 1)), "(30, 1)|1D|2D"),
+    "zeros": (np.zeros(30), "zero"),
+    "zero": (0, "zero"),
+    "words": (np.full(30, "heavy"), "heavy"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WEIGHTS)
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_estimator_weights(name, call):
+    s, value = BAD_WEIGHTS[name]
+    options = {} if call == "fit" else {"classes": [0, 1, 2]}
+    with pytest.raises(ValueError) as caught:
+        getattr(SoftmaxRegression(**SGD), call)(ROWS, LABELS, sample_weight=s, **options)
+    message = str(caught.value)
+    assert any(re.search(re.escape(v), message, re.IGNORECASE) for v in value.split("|"))
+    if name not in ("a column", "words"):  # NumPy and scikit-learn do not say whose those are
+        assert re.search("sample.weight", message, re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    ("class_weight", "message"),
+    [
+        ({0: 1.0, 7: 2.0}, "class_weight"),
+        ({0: -1.0, 1: 1.0, 2: 1.0}, "class_weight.*-1"),
+        ({0: np.nan, 1: 1.0, 2: 1.0}, "class_weight.*nan"),
+        ({0: np.inf, 1: 1.0, 2: 1.0}, "class_weight.*inf"),
+        ({0: 0.0, 1: 0.0, 2: 0.0}, "class_weight"),
+        ({0: "heavy", 1: 1.0, 2: 1.0}, "heavy"),
+    ],
+)
+def test_class_weights(class_weight, message):
+    with pytest.raises(ValueError, match=message):
+        SoftmaxRegression(class_weight=class_weight).fit(ROWS, LABELS)
+
+
+def test_class_weights_need_classes():
+    with pytest.raises(ValueError, match="class_weight needs labels in y"):
+        SoftmaxRegression(class_weight={0: 1.0, 1: 1.0, 2: 1.0}).fit(ROWS, SOFT)
+
+
+BAD_PARAMETERS = [
+    *(("alpha", v) for v in (-1e-9, np.inf, np.nan, "small", None)),
+    *(("l1_ratio", v) for v in (-0.1, 1.1, np.nan, None)),
+    *(("fit_intercept", v) for v in ("yes", None)),
+    *(("solver", v) for v in ("adam", "SGD", None)),
+    *(("max_iter", v) for v in (0, -1, 1.5, None)),
+    *(("tol", v) for v in (-1e-9, np.nan, None)),
+    *(("batch_size", v) for v in (0, -1, 2.5, "all", None)),
+    *(("learning_rate", v) for v in ("optimal", 0.1, None)),
+    *(("eta0", v) for v in (0, -0.1, "high", None, np.nan)),
+    *(("momentum", v) for v in (-0.1, 1.0, None)),
+    *(("nesterov", v) for v in ("yes", None)),
+    *(("average", v) for v in ("yes", 10, None)),
+    *(("shuffle", v) for v in ("yes", None)),
+    *(("class_weight", v) for v in ("even", [1, 1, 1])),
+    *(("label_smoothing", v) for v in (-0.1, 1.0, np.nan, None)),
+    *(("early_stopping", v) for v in ("yes", None)),
+    *(("validation_fraction", v) for v in (0.0, 1.0, 5, None)),
+    *(("n_iter_no_change", v) for v in (0, 1.5, None)),
+    *(("warm_start", v) for v in ("yes", None)),
+    *(("random_state", v) for v in ("seed", -1)),
+    *(("n_jobs", v) for v in (0, 1.5, "all")),
+    *(("verbose", v) for v in (-1, "loud")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_PARAMETERS)
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_parameters(name, value, call):
+    """The error says which parameter it was, and what it was."""
+    model = SoftmaxRegression(**{"solver": "sgd", name: value})
+    options = {} if call == "fit" else {"classes": [0, 1, 2]}
+    with pytest.raises(ValueError) as caught:
+        getattr(model, call)(ROWS, LABELS, **options)
+    assert re.search(rf"\b{name}\b", str(caught.value))
+    assert str(value) in str(caught.value)
+    assert not hasattr(model, "coef_")
+
+
+def test_no_such_parameter():
+    with pytest.raises(TypeError, match="'C'"):
+        SoftmaxRegression(C=1.0)
+    with pytest.raises(TypeError, match="positional"):
+        SoftmaxRegression(1e-4)
+    with pytest.raises(ValueError, match="Invalid parameter 'C'"):
+        SoftmaxRegression().set_params(C=1.0)
+
+
+@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 32),
+        ("learning_rate", "cosine"),
+        ("eta0", 0.1),
+        ("momentum", 0.5),
+        ("nesterov", False),
+        ("average", True),
+        ("shuffle", False),
+    ],
+)
+def test_parameters_the_solver_has_no_use_for(solver, name, value):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} is for solver='sgd'")) as caught:
+        SoftmaxRegression(solver=solver, **{name: value}).fit(ROWS, LABELS)
+    assert f"solver={solver!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("solver", ["newton-cg", "lbfgs"])
+def test_smooth_solvers_have_no_use_for_l1(solver):
+    """Another solver in its place would be another solver than was asked for."""
+    with pytest.raises(ValueError, match=f"l1_ratio=0.5.*solver='{solver}'|solver='{solver}'.*l1_ratio=0.5"):
+        SoftmaxRegression(solver=solver, l1_ratio=0.5).fit(ROWS, LABELS)
+
+
+# --- streams ----------------------------------------------------------------------------------------------
+
+
+def test_a_stream_needs_classes():
+    model = SoftmaxRegression(**SGD)
+    with pytest.raises(ValueError, match="classes must be given in the first call"):
+        model.partial_fit(ROWS, LABELS)
+    with pytest.raises(NotFittedError):
+        check_is_fitted(model)
+    with pytest.raises(ValueError, match="classes"):
+        model.partial_fit(ROWS, LABELS, classes=[7])
+    with pytest.raises(ValueError, match=r"\[2\].*classes \[0, 1\]"):
+        model.partial_fit(ROWS, LABELS, classes=[0, 1])
+    model.partial_fit(ROWS, LABELS, classes=[0, 1, 2])  # and none of that stands in its way
+
+
+BAD_STREAMS = {
+    "unseen class": ((ROWS, LABELS + 1), {}, r"\[3\].*classes \[0, 1, 2\]"),
+    "other type of class": ((ROWS, LABELS.astype(str)), {}, "y|label|class"),
+    "other classes": ((ROWS, LABELS), {"classes": [0, 1, 2, 3]}, r"classes.*\[0, 1, 2, 3\]"),
+    "fewer classes": ((ROWS, LABELS), {"classes": [0, 1]}, r"classes.*\[0, 1\]"),
+    "fewer features": ((ROWS[:, :3], LABELS), {}, "X has 3 features, but SoftmaxRegression is expecting 4"),
+    "other targets": ((ROWS, np.full((30, 4), 0.25)), {}, r"4.*3|3.*4"),
+    "NaN": ((changed(ROWS, 0, np.nan), LABELS), {}, "Input X contains NaN"),
+    "weights": ((ROWS, LABELS), {"sample_weight": -np.ones(30)}, "sample_weight"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STREAMS)
+def test_streams_stay_as_they_began(name):
+    data, options, message = BAD_STREAMS[name]
+    model = SoftmaxRegression(**SGD).partial_fit(ROWS, LABELS, classes=[0, 1, 2])
+    other = SoftmaxRegression(**SGD).partial_fit(ROWS, LABELS, classes=[0, 1, 2])
+    with pytest.raises(ValueError, match=message):
+        model.partial_fit(*data, **options)
+    # the next good batch finds everything as it was, velocity included
+    assert np.array_equal(model.partial_fit(ROWS, LABELS).coef_, other.partial_fit(ROWS, LABELS).coef_)
+    assert model.n_iter_ == other.n_iter_ == 2
+
+
+def test_a_stream_of_targets_has_as_many_classes_as_were_said():
+    with pytest.raises(ValueError, match=r"classes.*4|4.*classes"):
+        SoftmaxRegression(**SGD).partial_fit(ROWS, SOFT, classes=4)
+
+
+def test_streams_do_not_stop_early():
+    with pytest.raises(ValueError, match="early_stopping=True"):
+        SoftmaxRegression(**SGD, early_stopping=True).partial_fit(ROWS, LABELS, classes=[0, 1, 2])
+
+
+def test_streams_cannot_balance_classes():
+    """The shares of the classes are those of all rows, which a stream does not know; the batch in hand may lack one."""
+    with pytest.raises(ValueError, match=r"class_weight.*balanced"):
+        SoftmaxRegression(**SGD, class_weight="balanced").partial_fit(ROWS, LABELS, classes=[0, 1, 2])
+
+
+def test_streams_average_or_say_that_they_do_not():
+    plain = SoftmaxRegression(**SGD).partial_fit(ROWS, LABELS, classes=[0, 1, 2])
+    try:
+        averaged = SoftmaxRegression(**SGD, average=True).partial_fit(ROWS, LABELS, classes=[0, 1, 2])
+    except ValueError as error:
+        assert "average=True" in str(error)
+    else:
+        assert not np.array_equal(plain.coef_, averaged.coef_)
+
+
+# --- warm starts, prediction ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return SoftmaxRegression(**SGD, warm_start=True).fit(ROWS, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((ROWS[:, :3], LABELS), "4 features.* 3 features|3 features.* 4"),
+        ((ROWS, LABELS % 2), "3 classes.* 2 classes"),
+        ((ROWS, LABELS + 1), "classes"),
+        ((ROWS, np.full((30, 4), 0.25)), "3 classes.* 4 classes"),
+    ],
+)
+def test_warm_starts_need_the_same_shape(model, data, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        model.fit(*data)
+    assert "warm_start" in str(caught.value)
+
+
+@pytest.mark.parametrize("call", ["predict", "predict_proba", "predict_log_proba", "decision_function"])
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (ROWS[:, :3], "X has 3 features, but SoftmaxRegression is expecting 4 features"),
+        (ROWS[0], "Expected 2D array, got 1D array"),
+        (changed(ROWS, (0, 0), np.nan), "Input X contains NaN"),
+        (changed(ROWS, (0, 0), np.inf), "Input X contains infinity"),
+        (ROWS[:0], "0 sample(s)"),
+    ],
+)
+def test_prediction(model, call, X, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        getattr(model, call)(X)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (changed(LABELS, 4, 9), "label 9"),
+        (changed(LABELS, 4, -1), "label -1"),
+        (LABELS[:20], "20"),
+        (np.r_[LABELS, LABELS], "60"),
+        (SOFT[:, :2], r"\(30, 2\)"),
+        (SOFT[:20], r"\(20, 3\)"),
+        (changed(SOFT, (1, 0), 0.5), "row 1 sums to 1.1666"),
+        (changed(SOFT, (1, 0), -0.5), "-0.5 at row 1"),
+        (LABELS.astype(str), "label"),
+    ],
+)
+def test_input_gradient(model, y, message):
+    with pytest.raises(ValueError, match=message):
+        model.input_gradient(ROWS, y)
+
+
+# --- what an error leaves behind --------------------------------------------------------------------------
+
+
+def state(model):
+    return {name: np.copy(value) for name, value in vars(model).items() if name.endswith("_")}
+
+
+ERRORS = {
+    "NaN": ({}, (changed(ROWS, 0, np.nan), LABELS), {}),
+    "one class": ({}, (ROWS, 0 * LABELS), {}),
+    "one class of other rows": ({}, (ROWS[:, :3], 0 * LABELS), {}),
+    "targets of other rows": ({}, (ROWS[:, :3], 2 * SOFT), {}),
+    "weights": ({}, (ROWS, LABELS), {"sample_weight": -np.ones(30)}),
+    "weights of other rows": ({}, (ROWS[:, :3], LABELS), {"sample_weight": np.zeros(30)}),
+    "n_jobs": ({"n_jobs": 0}, (ROWS, LABELS), {}),
+    "class_weight": ({"class_weight": {9: 1}}, (ROWS[:, :3], LABELS), {}),
+    "divergence": ({"solver": "sgd", "eta0": 1e30, "alpha": 1.0, "max_iter": 50}, (ROWS[:, :3], LABELS), {}),
+    "nothing to hold out": ({"early_stopping": True, "validation_fraction": 0.01}, (ROWS[:, :3], LABELS), {}),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_leaves_the_estimator_as_it_was(name):
+    parameters, data, options = ERRORS[name]
+    model = SoftmaxRegression(alpha=0.1, max_iter=1000).fit(ROWS, LABELS)
+    before, expected = state(model), model.predict_proba(ROWS)
+    model.set_params(**parameters)
+    with pytest.raises((ValueError, FloatingPointError)):
+        model.fit(*data, **options)
+    after = state(model)
+    assert before.keys() == after.keys()
+    for attribute in before:
+        assert np.array_equal(before[attribute], after[attribute]), attribute
+    model.set_params(n_jobs=None)
+    assert np.array_equal(model.predict_proba(ROWS), expected)
+
+
+# --- finite, but far out ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs", "sgd"])
+@pytest.mark.parametrize("size", [1e-300, 1e-30, 1e18, 1e30, 1e150, 1e300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
+def test_far_out_is_an_error_or_an_answer(solver, size, dtype, form):
+    """Squares of such numbers overflow or vanish. A fit may say that; it may not return NaN, nor anything that is
+    worse than no model at all, and a RuntimeWarning of NumPy is no way to say it."""
+    if dtype == np.float32 and not 1e-37 < size < 1e37:
+        pytest.skip("no such float32")
+    X = (ROWS * size).astype(dtype)
+    model = SoftmaxRegression(solver=solver, max_iter=20, random_state=0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(form(X), LABELS)
+    except (ValueError, FloatingPointError) as error:
+        assert re.search(r"X|scale|features|eta0", str(error))  # it names what is too large
+        return
+    assert np.isfinite(model.coef_).all()
+    assert np.isfinite(model.intercept_).all()
+    assert np.isfinite(model.predict_log_proba(form(X))).all()
+    mean = -model.predict_log_proba(form(X))[np.arange(30), LABELS].mean(dtype=float)
+    assert mean <= np.log(3) * (1 + 1e-6)

@@ -1,0 +1,31 @@
+"""A teacher that has seen everything labels rows for a student: probabilities say more than the best guess."""
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.metrics import log_loss
+from sklearn.model_selection import train_test_split
+
+from softreg import SoftmaxRegression
+
+X, y = load_digits(return_X_y=True)
+X = X / 16
+X_teacher, X_rest, y_teacher, y_rest = train_test_split(X, y, train_size=0.5, stratify=y, random_state=0)
+X_student, X_test, _, y_test = train_test_split(X_rest, y_rest, train_size=60, stratify=y_rest, random_state=0)
+
+teacher = SoftmaxRegression(alpha=1e-3).fit(X_teacher, y_teacher)
+soft = teacher.predict_proba(X_student)  # (60, 10): the targets, one distribution a row
+hard = teacher.predict(X_student)  # (60,): the best guess of the same teacher
+
+students = {
+    "teacher": teacher,
+    "student, soft labels": SoftmaxRegression(alpha=1e-4).fit(X_student, soft),
+    "student, hard labels": SoftmaxRegression(alpha=1e-4).fit(X_student, hard),
+    "student, smoothed labels": SoftmaxRegression(alpha=1e-4, label_smoothing=0.1).fit(X_student, hard),
+}
+print(f"{'60 rows for each student':26} {'accuracy':>8} {'log loss':>9}")
+for name, model in students.items():
+    print(f"{name:26} {model.score(X_test, y_test):8.1%} {log_loss(y_test, model.predict_proba(X_test)):9.4f}")
+
+# What a layer below would need to learn from the same targets: the gradient of the loss with respect to X.
+gradient = students["student, soft labels"].input_gradient(X_student, soft)
+print(f"\ngradient with respect to X: shape {gradient.shape}, norm {np.linalg.norm(gradient):.2e}")
