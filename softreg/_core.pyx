@@ -514,17 +514,21 @@ cdef sr_void _multiply(
 
 
 cdef sr_void _add_row_sums(const floating* T, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t K, double* out) noexcept nogil:
-    """out (K,) += sums of T over its first `count` columns, in four lanes of float64."""
-    cdef Py_ssize_t i, k, q
-    cdef double[4] lane
+    """out (K,) += sums of T over its first `count` columns, in sixteen lanes of float64."""
+    cdef Py_ssize_t i, k, q, whole = count // 16
+    cdef double[16] lane
     for k in range(K):
-        for q in range(4):
+        for q in range(16):
             lane[q] = 0
-        for i in range(0, count - 3, 4):
-            for q in range(4):
-                lane[q] = lane[q] + T[k * ld + i + q]
-        for i in range(count - count % 4, count):
+        for i in range(whole):
+            for q in range(16):
+                lane[q] = lane[q] + T[k * ld + i * 16 + q]
+        for i in range(whole * 16, count):
             lane[0] = lane[0] + T[k * ld + i]
+        for q in range(8):
+            lane[q] = lane[q] + lane[q + 8]
+        for q in range(4):
+            lane[q] = lane[q] + lane[q + 4]
         out[k] += (lane[0] + lane[1]) + (lane[2] + lane[3])
 
 

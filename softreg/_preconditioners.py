@@ -2,7 +2,7 @@
 
 The Hessian of the data term is  sum_i s_i (diag(p_i) - p_i p_i^T) (x) [x_i 1][x_i 1]^T / S.  Which part of it is kept
 depends on the shape of the problem: all of it where (d+1) K is small, else one number for each class and feature
-times the correlation of the features, and the numbers alone where d is large or X sparse.
+times the correlation of the features, and the numbers alone where d is large, or X sparse and not small.
 
 Dense ones work in standardised coordinates (x - mean) / deviation, so that offsets and units, however wild, neither
 cost precision nor enter the correlation. X itself is never standardised, only a sample of its rows.
@@ -23,7 +23,7 @@ def preconditioner(objective, order):
     `refresh(P)` it with the probabilities of all rows before the first solve.
     """
     K, p = objective.shape
-    if objective.sparse or p > CORRELATION_SIZE:
+    if (objective.sparse and K * p > EXACT_SIZE) or p > CORRELATION_SIZE:
         return Diagonal(objective)
     if K * p <= EXACT_SIZE:
         exact = objective.n_rows * (K * p) ** 2 <= EXACT_WORK
@@ -39,6 +39,7 @@ class Standardised:
         self.picked = np.sort(picked)
         rows = self.picked if objective.rows is None else objective.rows[self.picked]
         X = objective.X[rows].astype(np.float64)
+        X = X.toarray() if objective.sparse else X
         self.weight = np.ones(len(rows)) if objective.sample_weight is None else objective.sample_weight[rows]
         self.weight = self.weight / self.weight.sum(dtype=np.float64)
         self.mean = self.weight @ X if objective.fit_intercept else np.zeros(X.shape[1])
@@ -68,7 +69,7 @@ class Standardised:
         V[:, :d] /= self.deviation
         if self.objective.fit_intercept:
             V[:, d] -= V[:, :d] @ self.mean
-        return V.astype(self.objective.dtype)
+        return np.asarray(V, self.objective.dtype, order="F" if self.objective.sparse else "C")
 
 
 class Exact(Standardised):

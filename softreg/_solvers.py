@@ -271,7 +271,7 @@ def confirm(objective, at, M, noise, run):
     least = 1 if M.whole else 20
     solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.01, max_products=300, min_products=least)
     run.passes += solve.products
-    run.estimate = np.inf if solve.cut else 2 * solve.decrement
+    run.estimate = np.inf if solve.cut and solve.products == 300 else 2 * solve.decrement
     new = Point.of(objective, at.W + solve.step, run)
     at = new if new.value < at.value else at
     run.W = at.W
