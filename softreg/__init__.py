@@ -2,6 +2,7 @@
 
 from softreg import functional
 from softreg._estimator import SoftmaxRegression
+from softreg._show_versions import show_versions
 
 __version__ = "0.1.0"
-__all__ = ["SoftmaxRegression", "functional"]
+__all__ = ["SoftmaxRegression", "functional", "show_versions"]
