@@ -30,14 +30,8 @@ cdef extern from "_simd.h" nogil:
     const int FLOAT_LANES "SR_FLOAT_LANES"
     const int DOUBLE_LANES "SR_DOUBLE_LANES"
     const int OPENMP "SR_OPENMP"
-    float sr_base_float(float)
-    float sr_turns_float(float)
-    float sr_rest_float(float, float)
-    float sr_exp_float(float, float, float, float, float)
-    double sr_base_double(double)
-    double sr_turns_double(double)
-    double sr_rest_double(double, double)
-    double sr_exp_double(double, double, double, double, double)
+    float sr_exp_float(float, float)
+    double sr_exp_double(double, double)
     float sr_log_float(float)
     double sr_log_double(double)
     void sr_columns_float(const float**, Py_ssize_t, float*, Py_ssize_t)
@@ -204,29 +198,20 @@ cdef sr_void _exp(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top,
     cdef Py_ssize_t i, k, strip, width = 32 if floating is float else 16
     cdef floating e, s
     cdef floating* z
-    cdef floating[32] lost, kept, base, high, turns, rest
+    cdef floating[32] lost, kept, high
     strip = 0
     while strip < BLOCK:
         for i in range(width):
             kept[i] = 0
             lost[i] = 0
-            if floating is float:
-                base[i] = sr_base_float(top[strip + i])
-                high[i] = top[strip + i] - base[i]
-                turns[i] = sr_turns_float(high[i])
-                rest[i] = sr_rest_float(high[i], turns[i])
-            else:
-                base[i] = sr_base_double(top[strip + i])
-                high[i] = top[strip + i] - base[i]
-                turns[i] = sr_turns_double(high[i])
-                rest[i] = sr_rest_double(high[i], turns[i])
+            high[i] = top[strip + i]
         for k in range(K):
             z = T + k * ld + strip
             for i in range(width):
                 if floating is float:
-                    e = sr_exp_float(z[i], base[i], high[i], turns[i], rest[i])
+                    e = sr_exp_float(z[i], high[i])
                 else:
-                    e = sr_exp_double(z[i], base[i], high[i], turns[i], rest[i])
+                    e = sr_exp_double(z[i], high[i])
                 z[i] = e
                 e = e - lost[i]
                 s = kept[i] + e
@@ -269,7 +254,7 @@ cdef sr_void _softmax_rows(
     cdef const floating* z
     cdef floating* out_row
     cdef floating[32] most, kept, lost, tail, fresh
-    cdef floating base, high, turns, rest, factor, e, s
+    cdef floating high, factor, e, s
     for i in range(width):
         fresh[i] = K - width + i >= whole
     for r in range(count):
@@ -281,30 +266,21 @@ cdef sr_void _softmax_rows(
             for i in range(width):
                 most[i] = z[k * width + i] if z[k * width + i] > most[i] else most[i]
         _fold_all(most, True)
-        if floating is float:
-            base = sr_base_float(most[0])
-            high = most[0] - base
-            turns = sr_turns_float(high)
-            rest = sr_rest_float(high, turns)
-        else:
-            base = sr_base_double(most[0])
-            high = most[0] - base
-            turns = sr_turns_double(high)
-            rest = sr_rest_double(high, turns)
+        high = most[0]
         for i in range(width):
             if floating is float:
-                e = sr_exp_float(z[K - width + i], base, high, turns, rest)
+                e = sr_exp_float(z[K - width + i], high)
             else:
-                e = sr_exp_double(z[K - width + i], base, high, turns, rest)
+                e = sr_exp_double(z[K - width + i], high)
             tail[i] = e
             kept[i] = e * fresh[i]
             lost[i] = 0
         for k in range(whole // width):
             for i in range(width):
                 if floating is float:
-                    e = sr_exp_float(z[k * width + i], base, high, turns, rest)
+                    e = sr_exp_float(z[k * width + i], high)
                 else:
-                    e = sr_exp_double(z[k * width + i], base, high, turns, rest)
+                    e = sr_exp_double(z[k * width + i], high)
                 out_row[k * width + i] = e
                 e = e - lost[i]
                 s = kept[i] + e

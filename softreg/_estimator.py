@@ -327,7 +327,8 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
             return
         named = np.arange(classes) if isinstance(classes, numbers.Integral) else np.unique(classes)
         if not np.array_equal(named, known):
-            raise ValueError(f"classes={np.asarray(classes).tolist()} differ from the {len(known)} classes {known.tolist()}")
+            named = np.asarray(classes).tolist()
+            raise ValueError(f"classes={named} differ from the {len(known)} classes {known.tolist()}")
 
     def _objective(self, X, codes, targets, classes, sample_weight):
         weight = None
@@ -407,11 +408,19 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         return _solvers.newton(objective, W, random_state=random_state, sampled=self.solver == "auto", **common)
 
     def _warn(self, run):
-        loss = run.records[-1]["loss"]
+        loss, reached = run.records[-1]["loss"], []
+        if np.isfinite(run.gap):
+            reached.append(f"proven to be within {run.gap:.2g}")
+        if np.isfinite(run.estimate):
+            reached.append(f"estimated to be within {run.estimate:.2g}")
+        advice = {
+            "precision": f"The digits of {run.W.dtype} are used up: scale the features, or give X as float64.",
+            "max_iter": "Increase max_iter, standardise the features, or raise alpha or tol.",
+        }
         warnings.warn(
-            f"SoftmaxRegression stopped after {self.n_iter_} iterations before it converged: the objective is {loss:.6g} and "
-            f"proven to be within {run.gap:.2g} of its minimum, which is more than tol * objective = "
-            f"{self.tol * loss:.2g}. Increase max_iter, standardise the features, or raise alpha or tol.",
+            f"SoftmaxRegression stopped after {self.n_iter_} iterations before it converged: the objective is "
+            f"{loss:.6g}, {' and '.join(reached) or 'how far is not known'} of its minimum; tol asks for {self.tol * loss:.2g}. "
+            + advice[run.stopped_on],
             ConvergenceWarning,
             stacklevel=4,  # past scikit-learn's wrapper of fit, to the caller
         )

@@ -22,7 +22,6 @@ Everything tagged OUT is allocated by the caller and overwritten. Every floating
 import numpy as np
 from scipy.sparse import csr_array
 
-
 # --- softmax of a batch of logits Z (n, K) ------------------------------------------------------------------------
 
 

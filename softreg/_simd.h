@@ -167,12 +167,11 @@ SR_PLAIN(double, sr_vdouble, SR_DOUBLE_LANES)
 #endif
 
 /* --- exp(z - top) for z <= top and log(x) for x >= 1: branch-free, within 2 ulp, so that loops over them vectorise ----
- * exp: z - top is rounded, by up to 4e-6 in float32, only where -104 < top < 208: so where top is small (below 2^8; 2^11 in
- *      float64) base = 0 and z itself is reduced, z = n ln2 + r, as top was, top = turns ln2 + rest; elsewhere base = top,
- *      and z - top is exact. Then exp(z - top) = 2^(n - turns) exp(r - rest), a minimax polynomial, and 1 at z = top. The
- *      power is a shift: the exponent it wants is made in the low bits of n, 24 (53) too large; the last factor
- *      takes that back and underflows gradually. Where exp is below the smallest subnormal, that exponent is 0 and so is the
- *      power: zero without an underflow, which would cost a hundred cycles.
+ * exp: z - top with its rounding error (Knuth's two-sum: logits of 1e4 leave an error of 1e-3 there in float32), so that an
+ *      exact shift of all logits changes no bit; = n ln2 + r, a minimax polynomial in r, times 2^n. The power is a shift: the
+ *      exponent it wants is made in the low bits of n, 24 (53) too large; the last factor takes that back and underflows
+ *      gradually. Where exp is below the smallest subnormal, that exponent is 0 and so is the power: zero without an
+ *      underflow, which would cost a hundred cycles.
  * log: x = 2^e m with m in [sqrt(1/2), sqrt(2)), then log m = 2 atanh(t), t = (m - 1)/(m + 1), as its series.
  * Adding 1.5 * 2^(mantissa bits) rounds to an integer and leaves that integer in the low bits. NaN stays NaN. */
 SR_INLINE float sr_bits_float(int32_t i) { float x; memcpy(&x, &i, sizeof x); return x; }
@@ -180,25 +179,17 @@ SR_INLINE int32_t sr_float_bits(float x) { int32_t i; memcpy(&i, &x, sizeof i); 
 SR_INLINE double sr_bits_double(int64_t i) { double x; memcpy(&x, &i, sizeof x); return x; }
 SR_INLINE int64_t sr_double_bits(double x) { int64_t i; memcpy(&i, &x, sizeof i); return i; }
 
-/* Of top, once a row: base, and the turns and rest of top - base. The first factor of n has few bits: n times it is exact. */
-SR_INLINE float sr_base_float(float top) { return ((top > -256.0f) & (top < 256.0f)) ? 0.0f : top; }
-SR_INLINE float sr_turns_float(float x) { return (x * 1.44269504f + 12582912.0f) - 12582912.0f; }
-SR_INLINE float sr_rest_float(float x, float n) { return (x - n * 0.693359375f) + n * 2.12194440e-4f; }
-SR_INLINE double sr_base_double(double top) { return ((top > -2048.0) & (top < 2048.0)) ? 0.0 : top; }
-SR_INLINE double sr_turns_double(double x) { return (x * 1.4426950408889634 + 6755399441055744.0) - 6755399441055744.0; }
-SR_INLINE double sr_rest_double(double x, double n) {
-    return (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
-}
-
-/* exp(z - base - top), where turns and rest are those of top. */
-SR_INLINE float sr_exp_float(float z, float base, float top, float turns, float rest) {
+SR_INLINE float sr_exp_float(float z, float top) {
     const float round = 12582912.0f + 127 + 24;
-    float x = z - base;
-    x = x < top - 104.7f ? top - 104.7f : x;
-    float n = (x - top) * 1.44269504f + round;
+    float x = z - top;
+    const float back = x - z;
+    const float error = x < -104.7f ? 0.0f : (z - (x - back)) - (top + back);
+    x = x < -104.7f ? -104.7f : x;
+    float n = x * 1.44269504f + round;
     const float power = sr_bits_float((int32_t)((uint32_t)sr_float_bits(n) << 23));
     n -= round;
-    const float r = sr_rest_float(x, n + turns) - rest;
+    float r = x - n * 0.693145752f;
+    r = (r - n * 1.42860677e-6f) + error;
     float p = 1.98909908e-4f;
     p = p * r + 1.39336500e-3f;
     p = p * r + 8.33331093e-3f;
@@ -209,14 +200,17 @@ SR_INLINE float sr_exp_float(float z, float base, float top, float turns, float 
     return p * power * 5.9604644775390625e-8f;
 }
 
-SR_INLINE double sr_exp_double(double z, double base, double top, double turns, double rest) {
+SR_INLINE double sr_exp_double(double z, double top) {
     const double round = 6755399441055744.0 + 1023 + 53;
-    double x = z - base;
-    x = x < top - 746.0 ? top - 746.0 : x;
-    double n = (x - top) * 1.4426950408889634 + round;
+    double x = z - top;
+    const double back = x - z;
+    const double error = x < -746.0 ? 0.0 : (z - (x - back)) - (top + back);
+    x = x < -746.0 ? -746.0 : x;
+    double n = x * 1.4426950408889634 + round;
     const double power = sr_bits_double((int64_t)((uint64_t)sr_double_bits(n) << 52));
     n -= round;
-    const double r = sr_rest_double(x, n + turns) - rest;
+    double r = x - n * 0.693147180369123816490;
+    r = (r - n * 1.90821492927058770002e-10) + error;
     double p = 2.5100385495510319e-8;
     p = p * r + 2.7620088445409748e-7;
     p = p * r + 2.7557268459997065e-6;

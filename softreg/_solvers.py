@@ -341,7 +341,7 @@ def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=10
     return Solve(s, decrease, decrement, np.sqrt(ss), len(diagonal), cut)
 
 
-# --- other deterministic solvers ----------------------------------------------------------------------------------------
+# --- other deterministic solvers --------------------------------------------------------------------------------
 
 
 def lbfgs(objective, W, *, max_iter, tol, monitor):
