@@ -419,8 +419,8 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         }
         warnings.warn(
             f"SoftmaxRegression stopped after {self.n_iter_} iterations before it converged: the objective is "
-            f"{loss:.6g}, {' and '.join(reached) or 'how far is not known'} of its minimum; tol asks for {self.tol * loss:.2g}. "
-            + advice[run.stopped_on],
+            f"{loss:.6g}, {' and '.join(reached) or 'how far is not known'} of its minimum; tol asks for "
+            f"{self.tol * loss:.2g}. {advice[run.stopped_on]}",
             ConvergenceWarning,
             stacklevel=4,  # past scikit-learn's wrapper of fit, to the caller
         )
