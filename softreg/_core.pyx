@@ -2,9 +2,9 @@
 # cython: embedsignature=True, freethreading_compatible=True
 """The compiled kernels. `_reference.py` says what each one computes, and what its arguments are.
 
-How they compute it. Rows are taken in blocks of `BLOCK`. A block of logits is held class-major, T[k * ld + i] for class k
-of row i, so that max, exp, sum and scaling run over rows: vectors stay full for every number of classes. Each
-operation is one leaf function (`sr_void`: a clone per instruction set) without allocation, Python objects or
+How they compute it. Rows are taken in blocks of `BLOCK`. A block of logits is held class-major, T[k * ld + i] for
+class k of row i, so that max, exp, sum and scaling run over rows: vectors stay full for every number of classes.
+Each operation is one leaf function (`sr_void`: a clone per instruction set) without allocation, Python objects or
 policy; the functions that Python calls split the work and own the buffers.
 
 The two matrix products, logits and X^T accumulation, read rows of X where they stand, through a table of row pointers.
@@ -16,7 +16,6 @@ summed in order. So a result does not depend on the number of threads, not even 
 
 from cython.parallel cimport prange
 from libc.float cimport DBL_MAX, FLT_MAX
-from libc.math cimport log
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, sgemm
@@ -48,12 +47,12 @@ cdef extern from "_simd.h" nogil:
 cdef enum:
     BLOCK = 64          # rows a block: four 64-byte float vectors wide, and 64 rows of 784 floats stay in a 1 MB L2
     TILE_ROWS = 4       # logits tile: 4 rows x 5 classes = 20 vector accumulators of AVX-512's 32 registers,
-    TILE_CLASSES = 5    #   9 loads for 20 multiply-adds; 5 x 2 vectors in the other product. 5 suits K = 5, 10, 15, 20
+    TILE_CLASSES = 5    # ... 9 loads for 20 multiply-adds; 5 x 2 vectors in the other product
     GATHER_BELOW = 64   # features: below, a block of X is transposed into scratch, as dot products would be too short
     BLAS_CLASSES = 48   # classes: from here on BLAS is faster than the tiles (see benchmarks/README.md)
     MAX_PARTS = 16      # parts of the rows that may run at the same time
-    WIDE = 64           # classes: from here on vectors run along a row-major row; below, two or three vectors a row wait too much
-    AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead: some 100 ns
+    WIDE = 64           # classes: from here on vectors run along a row; below, two or three of them wait too much
+    AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead
 
 
 ctypedef fused floating:
@@ -97,7 +96,7 @@ cdef void* _allocate(Py_ssize_t n, Py_ssize_t size) except NULL:
     return start
 
 
-# --- leaves: a block of logits, class-major ------------------------------------------------------------------------
+# --- leaves: a block of logits, class-major -------------------------------------------------------------------------
 # T (K, ld) INOUT with BLOCK columns used; top, total, factor (BLOCK,): one number a row.
 
 
@@ -114,7 +113,9 @@ cdef inline sr_inline_void _transpose_narrow(
                 T[k * ld + i] = A[i * K + k]
 
 
-cdef sr_void _transpose_rows(const floating** x, Py_ssize_t count, Py_ssize_t d, floating* T, Py_ssize_t ld) noexcept nogil:
+cdef sr_void _transpose_rows(
+    const floating** x, Py_ssize_t count, Py_ssize_t d, floating* T, Py_ssize_t ld
+) noexcept nogil:
     """T (d, ld) OUT = `count` rows of x as columns, then zeros up to BLOCK; x points at readable rows up to BLOCK.
 
     In tiles of 8 x 4; the last 4 features may meet again what was done before.
@@ -243,7 +244,8 @@ cdef inline sr_inline_void _fold_all(floating* lane, bint top) noexcept nogil:
 
 
 cdef sr_void _softmax_rows(
-    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* weight, floating* out, floating* top, floating* total
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* weight, floating* out,
+    floating* top, floating* total
 ) noexcept nogil:
     """out (count, K) OUT = weight * softmax(Z), row-major with K >= 32, maybe in place; top and total (count,) OUT.
 
@@ -400,9 +402,9 @@ cdef sr_void _curve(floating* R, const floating* P, Py_ssize_t ld, Py_ssize_t K,
             R[k * ld + i] = s[i] * (R[k * ld + i] - P[k * ld + i] * dot[i])
 
 
-# --- leaves: products of rows of X ------------------------------------------------------------------------------------
-# x: table of row pointers, `count` rows and TILE_ROWS more that are fetched ahead. A vector that would pass the end of a
-# row is moved back to end with it; what it then meets twice has a zero on the other side, or is left out at the end.
+# --- leaves: products of rows of X ----------------------------------------------------------------------------------
+# x: table of row pointers, `count` rows and TILE_ROWS more that are fetched ahead. A vector that would pass the end of
+# a row is moved back to end with it; what it then meets twice has a zero on the other side, or is left out at the end.
 
 
 cdef inline sr_inline_void _dot_tile(
@@ -489,7 +491,9 @@ cdef sr_void _multiply(
             t += 2 * lanes
 
 
-cdef sr_void _add_row_sums(const floating* T, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t K, double* out) noexcept nogil:
+cdef sr_void _add_row_sums(
+    const floating* T, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t K, double* out
+) noexcept nogil:
     """out (K,) += sums of T over its first `count` columns, in sixteen lanes of float64."""
     cdef Py_ssize_t i, k, q, whole = count // 16
     cdef double[16] lane
@@ -513,20 +517,21 @@ cdef void _gemm(
     const floating* B, Py_ssize_t ldb, floating beta, floating* C, Py_ssize_t ldc,
 ) noexcept nogil:
     """BLAS, column-major: C (M, N) = A (M, L) B (L, N) + beta C, with A given transposed where `transpose` says so."""
-    cdef int m = <int>M, n = <int>N, l = <int>L, a = <int>lda, b = <int>ldb, c = <int>ldc
+    cdef int m = <int>M, n = <int>N, inner = <int>L, a = <int>lda, b = <int>ldb, c = <int>ldc
     cdef floating one = 1
     cdef char* side = b"T" if transpose else b"N"
     if floating is float:
-        sgemm(side, b"N", &m, &n, &l, &one, <float*>A, &a, <float*>B, &b, &beta, C, &c)
+        sgemm(side, b"N", &m, &n, &inner, &one, <float*>A, &a, <float*>B, &b, &beta, C, &c)
     else:
-        dgemm(side, b"N", &m, &n, &l, &one, <double*>A, &a, <double*>B, &b, &beta, C, &c)
+        dgemm(side, b"N", &m, &n, &inner, &one, <double*>A, &a, <double*>B, &b, &beta, C, &c)
 
 
-# --- blocks: what happens between the two products ----------------------------------------------------------------
+# --- blocks: what happens between the two products ------------------------------------------------------------------
 
 
 cdef sr_void _weights(
-    const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count, const floating* sample_weight, double scale, floating* weight
+    const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count, const floating* sample_weight, double scale,
+    floating* weight
 ) noexcept nogil:
     """weight (BLOCK,) OUT = scale * s for `count` rows from `start` on, then zeros."""
     cdef Py_ssize_t i
@@ -596,7 +601,7 @@ cdef double _cross_entropy_block(
     const Py_ssize_t* rows, Py_ssize_t start, const Py_ssize_t* codes, const floating* targets,
     const floating* sample_weight, double label_smoothing, double scale, floating* P, floating* losses,
 ) noexcept nogil:
-    """From logits T to scale * s (P - Y) in place; return the summed loss. U (K, ld) and lanes (5, BLOCK) are scratch."""
+    """From logits T to scale * s (P - Y) in place; return the summed loss. U (K, ld), lanes (5, BLOCK) are scratch."""
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
     cdef floating* weight = lanes + 2 * BLOCK
@@ -647,7 +652,7 @@ cdef void _wide_block(
     const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* lanes, Py_ssize_t start, const Py_ssize_t* codes,
     const floating* sample_weight, floating* losses, floating* residual,
 ) noexcept nogil:
-    """residual (count, K) OUT = s (P - Y) and losses (count,) OUT or NULL, all row-major; lanes (5, BLOCK) is scratch."""
+    """residual (count, K) OUT = s (P - Y), losses (count,) OUT or NULL, all row-major; lanes (5, BLOCK) is scratch."""
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
     cdef floating* weight = lanes + 2 * BLOCK
@@ -677,7 +682,7 @@ cdef void _curve_block(
     _curve(R, U, ld, K, lanes)
 
 
-# --- batches of logits -------------------------------------------------------------------------------------------------
+# --- batches of logits ----------------------------------------------------------------------------------------------
 
 cdef enum Batch:
     LOGSUMEXP
@@ -806,7 +811,7 @@ def cross_entropy(
     free(scratch)
 
 
-# --- dense rows ----------------------------------------------------------------------------------------------------------
+# --- dense rows -----------------------------------------------------------------------------------------------------
 
 
 cdef struct Plan:
@@ -875,7 +880,9 @@ cdef inline Py_ssize_t _row(const Plan* plan, Py_ssize_t i) noexcept nogil:
     return plan.rows[i] if plan.rows != NULL else i
 
 
-cdef void _point(const Plan* plan, const floating* X, Py_ssize_t start, Py_ssize_t count, const floating** x) noexcept nogil:
+cdef void _point(
+    const Plan* plan, const floating* X, Py_ssize_t start, Py_ssize_t count, const floating** x
+) noexcept nogil:
     """x OUT = where `count` rows from `start` on stand; the table goes on for whole tiles, then for what comes next."""
     cdef Py_ssize_t i
     for i in range(BLOCK + TILE_ROWS):
@@ -1225,12 +1232,13 @@ def input_gradient(const floating[:, ::1] G, const floating[:, ::1] W, floating[
         _gemm[floating](False, d, last - first, K, w, W.shape[1], g + first * K, K, 0, x + first * d, d)
 
 
-# --- CSR rows ------------------------------------------------------------------------------------------------------------
+# --- CSR rows -------------------------------------------------------------------------------------------------------
 # A nonzero of feature j meets row j of W^T (p, K): K contiguous numbers, both ways.
 
 
-# So K numbers are held in up to four vectors, the last one moved back to end with the row: it holds some numbers twice, and
-# computes the same for them twice. The features of a row are anywhere in the table, so they are fetched AHEAD.
+# So K numbers are held in up to four vectors, the last one moved back to end with the row: it holds some numbers
+# twice, and computes the same for them twice. The features of a row are anywhere in the table, so they are fetched
+# AHEAD.
 
 
 cdef inline sr_inline_void _csr_forward_tile(
@@ -1362,7 +1370,9 @@ cdef sr_void _csr_forward(
             _csr_forward_row(data + low, indices + low, indptr[r + 1] - low, Wt, K, <vdouble*>NULL, z)
 
 
-cdef inline Py_ssize_t _csr_before(const index_t* indices, Py_ssize_t low, Py_ssize_t high, Py_ssize_t feature) noexcept nogil:
+cdef inline Py_ssize_t _csr_before(
+    const index_t* indices, Py_ssize_t low, Py_ssize_t high, Py_ssize_t feature
+) noexcept nogil:
     """Where the features of a row stop being smaller than `feature`."""
     cdef Py_ssize_t middle
     while low < high:
@@ -1439,7 +1449,8 @@ def csr_gradient(
 ):
     """out (p, K) OUT = [X[rows] 1]^T G."""
     _csr_accumulate(
-        _first[floating](data), _first[index_t](indices), _first[index_t](indptr), _first[Py_ssize_t](rows), G.shape[0], n_features, _corner[floating](G), out, n_threads
+        _first[floating](data), _first[index_t](indices), _first[index_t](indptr), _first[Py_ssize_t](rows),
+        G.shape[0], n_features, _corner[floating](G), out, n_threads,
     )
 
 
@@ -1527,7 +1538,7 @@ def csr_hessian_product(
     _csr_accumulate(v, j, ptr, r, m, n_features, R, out, n_threads)
 
 
-# --- what was built, and what runs --------------------------------------------------------------------------------------
+# --- what was built, and what runs ----------------------------------------------------------------------------------
 
 
 def openmp_enabled():

@@ -103,7 +103,7 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         Epochs that were run.
     stopped_on_ : str
         "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
-        "max_iter", or "precision" where the dtype of X cannot tell the objective any better.
+        "max_iter", "precision" where the dtype of X cannot tell the objective any better, or "line_search".
     optimality_gap_ : float
         A proven bound on F - min F at the end, by duality; inf where there is none (alpha = 0).
     gap_estimate_ : float
@@ -415,6 +415,7 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
             reached.append(f"estimated to be within {run.estimate:.2g}")
         advice = {
             "precision": f"The digits of {run.W.dtype} are used up: scale the features, or give X as float64.",
+            "line_search": f"The line search of {self.solver} found no lower point: scale the features, or use 'auto'.",
             "max_iter": "Increase max_iter, standardise the features, or raise alpha or tol.",
         }
         warnings.warn(
@@ -579,5 +580,7 @@ OVERFLOW = "the features of X are too large or too small for {}: their products 
 def in_rows(X):
     """X with its rows contiguous, or as CSR with sorted indices; copied only where it is not already."""
     if issparse(X):
+        if X.nnz and not (X.indices.min() >= 0 and X.indices.max() < X.shape[1]):  # scipy itself does not look
+            raise ValueError(f"X has the column index {X.indices.max()}, but {X.shape[1]} columns")
         return X if X.has_sorted_indices else X.sorted_indices()
     return X if X.strides[1] == X.itemsize else np.ascontiguousarray(X)

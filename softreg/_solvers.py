@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 
 from softreg import _optimizers
 from softreg._objective import inner
-from softreg._preconditioners import preconditioner
+from softreg._preconditioners import Blocks, ScaledCorrelation, preconditioner
 
 
 @dataclass
@@ -150,6 +150,8 @@ def automatic_rate(objective, batch_size, sample_size=4096, iterations=20):
 
 SAMPLE_WORK = 5e7  # n K p from which a Hessian over a sample of the rows pays: below, a pass takes milliseconds
 
+LONG_SOLVE = 8  # products after which blocks that cost some 30 products to build are worth it
+
 
 def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
     """Newton-CG: full gradients, Hessian products over a growing sample of the rows, preconditioned, in a trust region.
@@ -170,7 +172,7 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
     norm = dual_norm(M, at.gradient)
     radius, since_refresh = 1.5 * norm, 0
     for _ in range(max_iter):
-        accuracy = min(0.3, max(1e-3, norm / np.sqrt(2 * abs(at.value) + np.finfo(float).tiny)))
+        accuracy = min(0.3, max(1e-3 if M.whole else 0.05, norm / np.sqrt(2 * abs(at.value) + np.finfo(float).tiny)))
         solve = trust_region_cg(part.objective, part.of(at.P), at.gradient, M, radius, accuracy)
         run.passes += solve.products * part.share
         since_refresh += solve.products
@@ -186,11 +188,13 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
         at = new if better else at
         run.W = at.W
         record = run.record(at.value)
-        if part.share == 1 and not solve.cut:
-            run.estimate = solve.decrement
-            followed = shortened == 1 and decrease >= 0.5 * solve.decrease - noise * abs(at.value)
-            if followed and solve.decrement <= tol * abs(at.value):
-                at = confirm(objective, at, M, noise, run)
+        norm, before = dual_norm(M, at.gradient), norm
+        if part.share == 1 and better and not shortened < 1 and decrease >= 0.5 * solve.decrease:
+            # before the step; by the preconditioner; by what the solve left and the model missed
+            left = solve.decrement - solve.decrease + abs(decrease - solve.decrease)
+            run.estimate = min(solve.decrement, 0.5 * norm**2 / solve.smallest, left)
+            if run.estimate <= tol * abs(at.value):
+                at = confirm(objective, at, M, tol, run)
                 if run.estimate <= tol * abs(at.value):
                     run.stopped_on = "estimate"
         if objective.l2 and (run.converged or solve.decrease <= 10 * tol * abs(at.value)):
@@ -199,16 +203,19 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
         if monitor(at.W, record) or run.converged:
             break
         if not better and part.share == 1 and solve.decrease <= noise * abs(at.value):
-            at = confirm(objective, at, M, noise, run)
+            at = confirm(objective, at, M, tol, run)
             run.stopped_on = "estimate" if run.estimate <= tol * abs(at.value) else "precision"
             run.certify(objective, at.value, at.gradient, tol)
             break
-        norm, before = dual_norm(M, at.gradient), norm
-        if not better or (not solve.cut and norm > 0.8 * before):
+        # the sample does not know what the objective does, or steps on it do not pay
+        if decrease < 0.25 * solve.decrease or shortened < 1 or (not solve.cut and norm > 0.8 * before):
             part = part.doubled()
-        if better and since_refresh >= M.patience:
+        if isinstance(M, ScaledCorrelation) and solve.products > LONG_SOLVE and Blocks.affordable(objective):
+            M, since_refresh = Blocks(objective, order), np.inf
+        if since_refresh >= M.patience and (better or since_refresh == np.inf):
             M.refresh(at.P)
             since_refresh = 0
+            norm = dual_norm(M, at.gradient)
     if not np.isfinite(run.gap):
         run.certify(objective, at.value, at.gradient, tol)
     return run
@@ -260,16 +267,18 @@ def search(objective, at, step, noise, run):
     return new, t
 
 
-def confirm(objective, at, M, noise, run):
+def confirm(objective, at, M, tol, run):
     """Estimate the gap at a point, and go where the solve that it took leads.
 
-    The gap of the quadratic model there is 1/2 g^T H^-1 g. It comes from a solve to 1 %, of at least 20 products
+    The gap of the quadratic model there is 1/2 g^T H^-1 g. It comes from a solve that goes on until what it found
+    and what it may have missed are together within half of tol * F, or 1 % of the whole: at least 20 products
     where M does not hold the whole Hessian, as directions that matter late show late. It is doubled: the decrement
     is half of the gap where the loss falls off exponentially, as it does for nearly separable classes.
     """
     M.refresh(at.P)
     least = 1 if M.whole else 20
-    solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.01, max_products=300, min_products=least)
+    enough = 0.5 * tol * abs(at.value)
+    solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.1, 300, min_products=least, enough=enough)
     run.passes += solve.products
     run.estimate = np.inf if solve.cut and solve.products == 300 else 2 * solve.decrement
     new = Point.of(objective, at.W + solve.step, run)
@@ -290,11 +299,12 @@ class Solve:
     decrease: float  # of the quadratic model
     decrement: float  # estimate of 1/2 g^T H^-1 g, the gap of the model: the decrease and what the solve left of it
     length: float  # of the step in M's norm
+    smallest: float  # eigenvalue of M^-1 H that was seen
     products: int
     cut: bool  # at the boundary, or at the most products
 
 
-def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=100, min_products=1):
+def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=100, min_products=1, enough=0.0):
     """Minimise g^T s + 1/2 s^T H s within ||s||_M <= radius until ||residual|| <= accuracy ||g||, both in M^-1's norm.
 
     What is left of the decrease, 1/2 r^T H^-1 r, is at most 1/2 r^T M^-1 r over the smallest eigenvalue of M^-1 H,
@@ -309,7 +319,8 @@ def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=10
     decrease, cut, diagonal, off = 0.0, True, [], []
     ratio, step = 0.0, 1.0
     for _ in range(max_products):
-        if (rz <= target and len(diagonal) >= min_products) or not rz > 0:
+        done = rz <= target or (enough and decrease + 0.5 * rz / smallest_ritz(diagonal, off) <= enough)
+        if (done and len(diagonal) >= min_products) or not rz > 0:
             cut = False
             break
         Hd = objective.hessian_product(P, d)
@@ -334,11 +345,16 @@ def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=10
         off.append(np.sqrt(max(ratio, 0.0)) / step)
         d = d.dtype.type(ratio) * d - z
         sd, dd = ratio * (sd + step * dd), rz + ratio * ratio * dd
-    smallest = 1.0
-    if diagonal:
-        smallest = eigvalsh_tridiagonal(diagonal, off[: len(diagonal) - 1], select="i", select_range=(0, 0))[0]
-    decrement = decrease + 0.5 * rz / smallest if smallest > 0 else np.inf
-    return Solve(s, decrease, decrement, np.sqrt(ss), len(diagonal), cut)
+    smallest = smallest_ritz(diagonal, off)
+    return Solve(s, decrease, decrease + 0.5 * rz / smallest, np.sqrt(ss), smallest, len(diagonal), cut)
+
+
+def smallest_ritz(diagonal, off):
+    """The smallest eigenvalue of the tridiagonal matrix of conjugate gradients; 1 before the first product."""
+    if not diagonal:
+        return 1.0
+    smallest = eigvalsh_tridiagonal(diagonal, off[: len(diagonal) - 1], select="i", select_range=(0, 0))[0]
+    return max(smallest, np.finfo(float).tiny)
 
 
 # --- other deterministic solvers --------------------------------------------------------------------------------
@@ -374,6 +390,8 @@ def lbfgs(objective, W, *, max_iter, tol, monitor):
     options = {"maxiter": max_iter, "maxfun": 20 * max_iter, "ftol": 0.0, "gtol": 0.0, "maxcor": 20}
     x = W.ravel(order=order).astype(np.float64)
     minimize(evaluate, x, jac=True, method="L-BFGS-B", callback=after, options=options)
+    if not run.converged and len(run.records) < max_iter:
+        run.stopped_on = "line_search"
     if not run.records:
         run.record(objective.value_and_gradient(W)[0])
         run.certify(objective, *objective.value_and_gradient(W), tol)
