@@ -30,20 +30,46 @@ def preconditioner(objective, order):
         return Diagonal(objective)
     if K * p <= EXACT_SIZE:
         exact = objective.n_rows * (K * p) ** 2 <= EXACT_WORK
-        return Exact(objective, order if exact else order[: 4 * K * p])
-    return ScaledCorrelation(objective, order[:SAMPLE_ROWS])
+        return Exact(objective, order, objective.n_rows if exact else 4 * K * p)
+    return ScaledCorrelation(objective, order)
+
+
+def influential(objective, order, size):
+    """About `size` rows, as sorted positions, and their importance: 1 over the chance to be taken.
+
+    Half of the chances are even, half go by the squared length of a row in standardised units: a feature that is zero
+    but for a few rows has all of its curvature there, and an even sample would miss it.
+    """
+    n = objective.n_rows
+    if size >= n or objective.sparse:
+        picked = np.sort(order[:size])
+        return picked, np.ones(len(picked))
+    blocks = [slice(start, start + 4096) for start in range(0, n, 4096)]
+    of = blocks if objective.rows is None else [objective.rows[block] for block in blocks]
+    mean = objective.X[of[0]].mean(axis=0) if objective.fit_intercept else np.zeros(1, objective.dtype)
+    squares = sum(np.einsum("ij,ij->j", D, D).astype(np.float64) for D in (objective.X[rows] - mean for rows in of))
+    unit = np.sqrt(n / np.where(squares > 0, squares, np.inf)).astype(objective.dtype)
+    length = np.empty(n)
+    for block, rows in zip(blocks, of, strict=True):
+        D = (objective.X[rows] - mean) * unit
+        length[block] = np.einsum("ij,ij->i", D, D)
+    chance = 0.5 / n + 0.5 * length / length.sum() if length.any() else np.full(n, 1 / n)
+    # every `size`-th part of the chances, along the random order, takes the row that it falls on
+    steps = np.searchsorted(np.cumsum(chance[order]), (np.arange(size) + 0.5) / size)
+    picked, times = np.unique(order[np.minimum(steps, n - 1)], return_counts=True)
+    return picked, times / chance[picked]
 
 
 class Standardised:
     """A sample of rows in standardised coordinates, and the way there and back for gradients and steps."""
 
-    def __init__(self, objective, picked):
+    def __init__(self, objective, order, size):
         self.objective = objective
-        self.picked = np.sort(picked)
+        self.picked, importance = influential(objective, order, size)
         rows = self.picked if objective.rows is None else objective.rows[self.picked]
         X = objective.X[rows].astype(np.float64)
         X = X.toarray() if objective.sparse else X
-        self.weight = np.ones(len(rows)) if objective.sample_weight is None else objective.sample_weight[rows]
+        self.weight = importance if objective.sample_weight is None else importance * objective.sample_weight[rows]
         self.weight = self.weight / self.weight.sum(dtype=np.float64)
         self.mean = self.weight @ X if objective.fit_intercept else np.zeros(X.shape[1])
         X -= self.mean
@@ -78,8 +104,8 @@ class Standardised:
 class Exact(Standardised):
     """The Hessian of the sample, inverted by Cholesky: a Newton step up to sampling error."""
 
-    def __init__(self, objective, picked):
-        super().__init__(objective, picked)
+    def __init__(self, objective, order, size):
+        super().__init__(objective, order, size)
         self.whole = len(self.picked) == objective.n_rows
         # Hessian products to serve before it is built again, which costs n_sample (K p) / 2n passes
         self.patience = max(4, len(self.picked) * objective.shape[0] * objective.shape[1] // (8 * objective.n_rows))
@@ -123,8 +149,8 @@ class ScaledCorrelation(Standardised):
 
     whole = False
 
-    def __init__(self, objective, picked):
-        super().__init__(objective, picked)
+    def __init__(self, objective, order):
+        super().__init__(objective, order, SAMPLE_ROWS)
         self.Z = self.Z.astype(np.float32)  # it only ever preconditions
         C = (self.Z.T * self.weight.astype(np.float32)) @ self.Z
         size = np.sqrt(np.maximum(C.diagonal(), 1e-12))
@@ -156,7 +182,7 @@ class Blocks(Standardised):
     damping = 1e-2
 
     def __init__(self, objective, order):
-        super().__init__(objective, order[:SAMPLE_ROWS])
+        super().__init__(objective, order, SAMPLE_ROWS)
         self.Z = self.Z.astype(np.float32)
         # products to serve before it is built again: a build costs as much at first, ever less as fewer rows matter
         self.patience = 8

@@ -215,7 +215,8 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
         if since_refresh >= M.patience and (better or since_refresh == np.inf):
             M.refresh(at.P)
             since_refresh = 0
-            norm = dual_norm(M, at.gradient)
+            measured, norm = norm, dual_norm(M, at.gradient)
+            radius *= measured / norm if norm > 0 else 1.0  # the same region in the new metric
     if not np.isfinite(run.gap):
         run.certify(objective, at.value, at.gradient, tol)
     return run
