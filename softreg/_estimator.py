@@ -52,12 +52,15 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         Share of the L1 penalty, in [0, 1]; above 0, coefficients can be exactly zero.
     fit_intercept : bool, default=True
         Whether to fit an intercept for each class.
-    solver : {"auto", "sgd"}, default="auto"
-        "sgd" is minibatch stochastic gradient descent; "auto" chooses.
+    solver : {"auto", "newton-cg", "lbfgs", "sgd"}, default="auto"
+        "auto" is preconditioned Newton-CG that starts on a sample of the rows where there are many, and accelerated
+        proximal gradient where l1_ratio > 0; "newton-cg" takes all rows from the start; "lbfgs" is scipy's; "sgd" is
+        minibatch stochastic gradient descent, the only one with a rate, batches and momentum.
     max_iter : int, default=100
-        The most epochs (passes over the data) that a fit makes.
+        The most iterations: Newton or L-BFGS steps, proximal steps, epochs of SGD.
     tol : float, default=1e-4
-        The fit has converged when a proven bound on F - min F is at most tol * F.
+        The fit has converged when F - min F is at most tol * F, by a proven bound or by the estimate that
+        `stopped_on_` tells of; otherwise it warns.
     batch_size : int or "auto", default="auto"
         Rows a minibatch; "auto" is 256, or n if that is less.
     learning_rate : {"auto", "constant", "linear", "cosine", "invscaling"}, default="auto"
@@ -100,7 +103,7 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
     intercept_ : ndarray of shape (n_classes,), or (1,)
     classes_ : ndarray of shape (n_classes,)
     n_iter_ : int
-        Epochs that were run.
+        Iterations that were run; of the proximal solver, in tens.
     stopped_on_ : str
         "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
         "max_iter", "precision" where the dtype of X cannot tell the objective any better, or "line_search".
@@ -108,8 +111,8 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         A proven bound on F - min F at the end, by duality; inf where there is none (alpha = 0).
     gap_estimate_ : float
         The same by the Newton decrement, doubled for safety; NaN where it was not computed.
-    history_ : dict of arrays, one entry an epoch
-        ``loss`` (the objective: its running mean over the epoch, or exact where ``gap`` is known), ``gap``,
+    history_ : dict of arrays, one entry an iteration
+        ``loss`` (the objective; of SGD its running mean over the epoch, exact where ``gap`` is known), ``gap``,
         ``passes`` over the data, ``time`` in seconds; with early stopping ``validation_loss``, ``validation_score``.
     n_features_in_, feature_names_in_ :
         As everywhere in scikit-learn.
@@ -119,6 +122,8 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
     Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
     Sutskever et al. (2013), On the importance of initialization and momentum in deep learning, ICML.
     Gower et al. (2019), SGD: general analysis and improved rates, ICML.
+    Steihaug (1983), The conjugate gradient method and trust regions, SIAM J. Numer. Anal. 20.
+    Beck and Teboulle (2009), A fast iterative shrinkage-thresholding algorithm, SIAM J. Imaging Sci. 2.
 
     Examples
     --------
