@@ -113,7 +113,8 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         The same by the Newton decrement, doubled for safety; NaN where it was not computed.
     history_ : dict of arrays, one entry an iteration
         ``loss`` (the objective; of SGD its running mean over the epoch, exact where ``gap`` is known), ``gap``,
-        ``passes`` over the data, ``time`` in seconds; with early stopping ``validation_loss``, ``validation_score``.
+        ``passes`` over the data for gradients and Hessian products, ``time`` in seconds; with early stopping
+        ``validation_loss``, ``validation_score``.
     n_features_in_, feature_names_in_ :
         As everywhere in scikit-learn.
 
@@ -217,7 +218,7 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         ValueError
             If the data or a combination of parameters cannot be used.
         FloatingPointError
-            If SGD diverged: the rate is too high.
+            If SGD diverged because the rate is too high, or features are too large or too small for their dtype.
         """
         with all_or_nothing(self):
             self._check_combination()
@@ -229,15 +230,18 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
             train, monitor = self._hold_out(objective, random_state)
             with single_threaded_blas(), finite_or_error(objective):
                 run = self._solve(train, W, random_state, monitor)
-                W = monitor.best if monitor.best is not None else run.W
-                check_finite(W, run.records[-1]["loss"])
+                check_finite(run.W, run.records[-1]["loss"])
+        W = run.W
+        if monitor.best is not None and not np.array_equal(monitor.best, W):
+            W, run.stopped_on = monitor.best, "early_stopping" if run.converged else run.stopped_on
+            run.gap, run.estimate = np.inf, np.nan  # they were those of the last weights, not of the best
         self._keep(objective, W, classes)
         vars(self).pop("_stream", None)
         self.n_iter_ = len(run.records)
         self.optimality_gap_, self.gap_estimate_ = run.gap, run.estimate
         self.stopped_on_ = "early_stopping" if monitor.stopped else run.stopped_on
         self.history_ = {name: np.array([r[name] for r in run.records]) for name in run.records[0]}
-        if not (run.converged or monitor.stopped):
+        if self.stopped_on_ not in ("gap", "estimate", "early_stopping"):
             self._warn(run)
         return self
 

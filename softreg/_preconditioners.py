@@ -2,7 +2,8 @@
 
 The Hessian of the data term is  sum_i s_i (diag(p_i) - p_i p_i^T) (x) [x_i 1][x_i 1]^T / S.  Which part of it is kept
 depends on the shape of the problem: all of it where (d+1) K is small, else one number for each class and feature
-times the correlation of the features, and the numbers alone where d is large, or X sparse and not small.
+times the correlation of the features (late in a fit, where it pays, one block a class), and the numbers alone where d
+is large, or X sparse and not small.
 
 Dense ones work in standardised coordinates (x - mean) / deviation, so that offsets and units, however wild, neither
 cost precision nor enter the correlation. X itself is never standardised, only a sample of its rows.
@@ -224,8 +225,6 @@ class Diagonal:
 
     def __init__(self, objective):
         self.objective = objective
-        X = objective.X if objective.rows is None else objective.X[objective.rows]
-        self.squares = X.multiply(X).tocsr() if objective.sparse else X * X
         weight = objective.sample_weight
         if weight is not None and objective.rows is not None:
             weight = weight[objective.rows]
@@ -235,7 +234,12 @@ class Diagonal:
         objective = self.objective
         curvature = P * (1 - P) * self.weight.astype(P.dtype)[:, None]
         D = objective.empty()
-        objective.coef(D)[...] = (self.squares.T @ curvature).T + objective.l2
+        total = 0
+        for start in range(0, objective.n_rows, 4096):  # by blocks: the squares of X are never held whole
+            part = slice(start, start + 4096)
+            X = objective.X[part if objective.rows is None else objective.rows[part]]
+            total = total + ((X.multiply(X) if objective.sparse else X * X).T @ curvature[part]).T
+        objective.coef(D)[...] = total + objective.l2
         if objective.fit_intercept:
             D[:, -1] = curvature.sum(axis=0)
         self.diagonal = np.maximum(D, 1e-10 * D.max())

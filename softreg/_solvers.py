@@ -28,9 +28,9 @@ class Run:
     def converged(self):
         return self.stopped_on in ("gap", "estimate")
 
-    def record(self, loss, gap=np.nan):
+    def record(self, loss):
         seconds = time.perf_counter() - self.started
-        self.records.append({"loss": loss, "gap": gap, "passes": self.passes, "time": seconds})
+        self.records.append({"loss": loss, "gap": np.nan, "passes": self.passes, "time": seconds})
         return self.records[-1]
 
     def certify(self, objective, value, gradient, tol):
