@@ -1,40 +1,32 @@
-"""SoftmaxRegression: parameters, validation, labels, prediction. The only room that knows scikit-learn."""
+"""SoftmaxRegression: its parameters, and how a fit and a stream are put together."""
 
 import copy
 import inspect
 import numbers
 import warnings
-from contextlib import contextmanager
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.base import BaseEstimator, _fit_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model._base import SparseCoefMixin
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.extmath import safe_sparse_dot
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    check_consistent_length,
-    check_is_fitted,
-    column_or_1d,
-    validate_data,
-)
 
-from softreg import _core, _solvers
+from softreg import _solvers
+from softreg._monitor import Monitor
 from softreg._objective import Objective
 from softreg._optimizers import SGD
+from softreg._prediction import LinearSoftmaxClassifier
 from softreg._threads import effective_n_threads, single_threaded_blas
-from softreg.functional import _check_targets, _check_weights
+from softreg._validation import all_or_nothing, check_data, check_finite, finite_or_error
+from softreg.functional import _check_weights
 
-FLOATS = (np.float64, np.float32)
 SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling"}
 SGD_ONLY = ("batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle")
 
 
-class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
+class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
     """Linear softmax classifier (multinomial logistic regression).
 
     It minimises, over coefficients W and intercepts b,
@@ -222,7 +214,7 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         """
         with all_or_nothing(self):
             self._check_combination()
-            X, codes, targets, classes = self._check_data(X, y)
+            X, codes, targets, classes = check_data(self, X, y)
             objective = self._objective(X, codes, targets, classes, sample_weight)
             warm = self.warm_start and hasattr(self, "coef_")
             W = self._previous(objective, classes) if warm else objective.zeros()
@@ -262,7 +254,7 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
         first = not hasattr(self, "_stream")
         self._check_stream(first, classes)
         with all_or_nothing(self):
-            X, codes, targets, classes = self._check_data(X, y, classes=classes, first=not hasattr(self, "coef_"))
+            X, codes, targets, classes = check_data(self, X, y, classes=classes, first=not hasattr(self, "coef_"))
             objective = self._objective(X, codes, targets, classes, sample_weight)
             batch_size = self._batch_size(objective)
             W = self._previous(objective, classes) if hasattr(self, "coef_") else objective.zeros()
@@ -303,41 +295,6 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
             for name in SGD_ONLY:
                 if (value := getattr(self, name)) != defaults[name].default:
                     raise ValueError(f"{name}={value!r} is for solver='sgd'; solver={self.solver!r} has no use for it")
-
-    def _check_data(self, X, y, classes=None, first=True):
-        """X as the kernels take it, codes or targets, and the classes."""
-        soft = (shape := np.asarray(y).shape)[1:] > (1,) and len(shape) == 2
-        X, y = validate_data(
-            self, X, y, accept_sparse="csr", accept_large_sparse=True, dtype=FLOATS, multi_output=soft, reset=first
-        )
-        X = in_rows(X)
-        if soft:
-            _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
-            found = np.arange(y.shape[1])
-            self._check_classes(found, classes)
-            return X, None, np.ascontiguousarray(targets), found
-        y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
-        present, codes = np.unique(y, return_inverse=True)
-        known = present if classes is None else np.unique(classes)
-        known = known if first else self.classes_
-        self._check_classes(known, classes)
-        if not np.isin(present, known).all():
-            unknown = present[~np.isin(present, known)]
-            raise ValueError(f"y has labels {unknown.tolist()} that are not in classes {known.tolist()}")
-        if len(known) < 2:
-            raise ValueError(f"SoftmaxRegression needs at least 2 classes; y has only one class: {known.tolist()[0]!r}")
-        codes = np.searchsorted(known, present)[codes] if known is not present else codes
-        return X, codes.astype(np.intp, copy=False), None, known
-
-    def _check_classes(self, known, classes):
-        """`classes`, if given, are those that are known; a number stands for 0 .. classes - 1."""
-        if classes is None:
-            return
-        named = np.arange(classes) if isinstance(classes, numbers.Integral) else np.unique(classes)
-        if not np.array_equal(named, known):
-            named = np.asarray(classes).tolist()
-            raise ValueError(f"classes={named} differ from the {len(known)} classes {known.tolist()}")
 
     def _objective(self, X, codes, targets, classes, sample_weight):
         weight = None
@@ -434,162 +391,3 @@ class SoftmaxRegression(SparseCoefMixin, ClassifierMixin, BaseEstimator):
             ConvergenceWarning,
             stacklevel=4,  # past scikit-learn's wrapper of fit, to the caller
         )
-
-    # --- prediction ----------------------------------------------------------------------------------------------
-
-    def decision_function(self, X):
-        """Logits of shape (n, n_classes), or (n,) for two classes: then positive means ``classes_[1]``.
-
-        Parameters
-        ----------
-        X : array or sparse matrix of shape (n, d)
-        """
-        X = self._check_predict(X)
-        Z = self._logits(X, self.coef_, self.intercept_)
-        return Z.ravel() if Z.shape[1] == 1 else Z
-
-    def predict(self, X):
-        """The most probable class of each row of X, shape (n,)."""
-        scores = self.decision_function(X)
-        return self.classes_[(scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)]
-
-    def predict_proba(self, X):
-        """Probabilities of the classes, in the order of ``classes_``: shape (n, n_classes)."""
-        return self._through(_core.softmax, X)
-
-    def predict_log_proba(self, X):
-        """Logarithms of the probabilities, from the logits: right also where a probability rounds to zero."""
-        return self._through(_core.log_softmax, X)
-
-    def input_gradient(self, X, y):
-        """The gradient of the mean cross-entropy over the rows of X with respect to X, shape (n, d).
-
-        It is (P - Y) W / n: what a layer that produced X needs to go on with backpropagation.
-
-        Parameters
-        ----------
-        X : array or sparse matrix of shape (n, d)
-        y : labels of shape (n,), or target probabilities of shape (n, n_classes)
-        """
-        X = self._check_predict(X)
-        if len(np.shape(y)) == 2:
-            _, targets = _check_targets(np.asarray(y), (X.shape[0], len(self.classes_)), X.dtype)
-            codes = None
-        else:
-            y, targets = column_or_1d(y), None
-            check_consistent_length(X, y)
-            if (unknown := ~np.isin(y, self.classes_)).any():
-                raise ValueError(f"y has the label {y[unknown].tolist()[0]!r}, which is not in classes_")
-            codes = np.searchsorted(self.classes_, y).astype(np.intp)
-        Z, coef = self._class_logits(X)
-        G = np.empty_like(Z)
-        weight = np.full(X.shape[0], 1 / max(X.shape[0], 1), X.dtype)
-        n_threads = effective_n_threads(self.n_jobs)
-        _core.cross_entropy(Z, codes, targets, weight, self.label_smoothing, None, G, n_threads)
-        out = np.empty(X.shape, X.dtype)
-        with single_threaded_blas():
-            _core.input_gradient(G, coef, out, n_threads)
-        return out
-
-    def _check_predict(self, X):
-        check_is_fitted(self)
-        return in_rows(validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False))
-
-    def _class_logits(self, X):
-        """One column of logits a class, and the coefficients that made them, also for two classes."""
-        coef, intercept = self.coef_, self.intercept_
-        if issparse(coef):
-            coef = coef.toarray()
-        if len(self.classes_) == 2:  # softmax of (-z/2, z/2) is the sigmoid of z
-            halves = np.array([[-0.5], [0.5]], coef.dtype)
-            coef, intercept = halves * coef, halves[:, 0] * intercept
-        coef = np.ascontiguousarray(coef, X.dtype)
-        return self._logits(X, coef, intercept), coef
-
-    def _logits(self, X, coef, intercept):
-        if issparse(coef):
-            return np.ascontiguousarray(safe_sparse_dot(X, coef.T, dense_output=True) + intercept, X.dtype)
-        W = np.column_stack([coef, intercept]).astype(X.dtype, copy=False)
-        Z = np.empty((X.shape[0], len(W)), X.dtype)
-        n_threads = effective_n_threads(self.n_jobs)
-        if issparse(X):
-            Wt = np.ascontiguousarray(W.T)
-            _core.csr_logits(X.data, X.indices, X.indptr, None, Wt, X.shape[1], Z, n_threads)
-        else:
-            with single_threaded_blas():
-                _core.dense_logits(X, None, W, Z, n_threads)
-        return Z
-
-    def _through(self, kernel, X):
-        X = self._check_predict(X)
-        Z, _ = self._class_logits(X)
-        kernel(Z, Z, effective_n_threads(self.n_jobs))
-        return Z
-
-
-class Monitor:
-    """Called after each epoch: prints, and watches the held-out rows for early stopping."""
-
-    def __init__(self, estimator, held_out=None):
-        self.verbose, self.tol, self.patience = estimator.verbose, estimator.tol, estimator.n_iter_no_change
-        self.held_out = held_out
-        self.best, self.best_loss, self.waited, self.stopped = None, np.inf, 0, False
-
-    def __call__(self, W, record):
-        if self.held_out is not None:
-            P = self.held_out.probabilities()
-            penalised, _ = self.held_out.value_and_gradient(W, P)
-            loss = penalised - 0.5 * self.held_out.l2 * float((self.held_out.coef(W) ** 2).sum())
-            record["validation_loss"] = loss
-            record["validation_score"] = self._accuracy(P)
-            self.waited = self.waited + 1 if loss > self.best_loss - self.tol * abs(self.best_loss) else 0
-            if loss < self.best_loss:
-                self.best, self.best_loss = W.copy(order="K"), loss
-            self.stopped = self.waited >= self.patience
-        if self.verbose:
-            print("  ".join(f"{name} {value:.6g}" for name, value in record.items()))
-        return self.stopped
-
-    def _accuracy(self, P):
-        part = self.held_out
-        targets = part.codes if part.targets is None else part.targets.argmax(axis=1)
-        return float(np.mean(P.argmax(axis=1) == targets[part.rows]))
-
-
-@contextmanager
-def all_or_nothing(estimator):
-    """An error leaves the estimator as it was."""
-    before = vars(estimator).copy()
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
-        raise
-
-
-@contextmanager
-def finite_or_error(objective):
-    """Overflow ends in a FloatingPointError that says what to do, not in a warning of NumPy."""
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    except np.linalg.LinAlgError as error:
-        raise FloatingPointError(OVERFLOW.format(objective.dtype)) from error
-
-
-def check_finite(W, loss):
-    if not (np.isfinite(W).all() and np.isfinite(loss)):
-        raise FloatingPointError(OVERFLOW.format(W.dtype))
-
-
-OVERFLOW = "the features of X are too large or too small for {}: their products overflow or vanish; scale them"
-
-
-def in_rows(X):
-    """X with its rows contiguous, or as CSR with sorted indices; copied only where it is not already."""
-    if issparse(X):
-        if X.nnz and not (X.indices.min() >= 0 and X.indices.max() < X.shape[1]):  # scipy itself does not look
-            raise ValueError(f"X has the column index {X.indices.max()}, but {X.shape[1]} columns")
-        return X if X.has_sorted_indices else X.sorted_indices()
-    return X if X.strides[1] == X.itemsize else np.ascontiguousarray(X)

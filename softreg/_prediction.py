@@ -1,0 +1,106 @@
+"""Prediction from `coef_`, `intercept_` and `classes_`: logits, classes, probabilities, and the gradient in X."""
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.base import ClassifierMixin
+from sklearn.linear_model._base import SparseCoefMixin
+from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+
+from softreg import _core
+from softreg._threads import effective_n_threads, single_threaded_blas
+from softreg._validation import FLOATS, in_rows
+from softreg.functional import _check_targets
+
+
+class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
+    """What a fitted linear softmax classifier can do; `n_jobs` is its parameter for threads."""
+
+    def decision_function(self, X):
+        """Logits of shape (n, n_classes), or (n,) for two classes: then positive means ``classes_[1]``.
+
+        Parameters
+        ----------
+        X : array or sparse matrix of shape (n, d)
+        """
+        X = self._check_predict(X)
+        Z = self._logits(X, self.coef_, self.intercept_)
+        return Z.ravel() if Z.shape[1] == 1 else Z
+
+    def predict(self, X):
+        """The most probable class of each row of X, shape (n,)."""
+        scores = self.decision_function(X)
+        return self.classes_[(scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)]
+
+    def predict_proba(self, X):
+        """Probabilities of the classes, in the order of ``classes_``: shape (n, n_classes)."""
+        return self._through(_core.softmax, X)
+
+    def predict_log_proba(self, X):
+        """Logarithms of the probabilities, from the logits: right also where a probability rounds to zero."""
+        return self._through(_core.log_softmax, X)
+
+    def input_gradient(self, X, y):
+        """The gradient of the mean cross-entropy over the rows of X with respect to X, shape (n, d).
+
+        It is (P - Y) W / n: what a layer that produced X needs to go on with backpropagation.
+
+        Parameters
+        ----------
+        X : array or sparse matrix of shape (n, d)
+        y : labels of shape (n,), or target probabilities of shape (n, n_classes)
+        """
+        X = self._check_predict(X)
+        if len(np.shape(y)) == 2:
+            _, targets = _check_targets(np.asarray(y), (X.shape[0], len(self.classes_)), X.dtype)
+            codes = None
+        else:
+            y, targets = column_or_1d(y), None
+            check_consistent_length(X, y)
+            if (unknown := ~np.isin(y, self.classes_)).any():
+                raise ValueError(f"y has the label {y[unknown].tolist()[0]!r}, which is not in classes_")
+            codes = np.searchsorted(self.classes_, y).astype(np.intp)
+        Z, coef = self._class_logits(X)
+        G = np.empty_like(Z)
+        weight = np.full(X.shape[0], 1 / max(X.shape[0], 1), X.dtype)
+        n_threads = effective_n_threads(self.n_jobs)
+        _core.cross_entropy(Z, codes, targets, weight, self.label_smoothing, None, G, n_threads)
+        out = np.empty(X.shape, X.dtype)
+        with single_threaded_blas():
+            _core.input_gradient(G, coef, out, n_threads)
+        return out
+
+    def _check_predict(self, X):
+        check_is_fitted(self)
+        return in_rows(validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False))
+
+    def _class_logits(self, X):
+        """One column of logits a class, and the coefficients that made them, also for two classes."""
+        coef, intercept = self.coef_, self.intercept_
+        if issparse(coef):
+            coef = coef.toarray()
+        if len(self.classes_) == 2:  # softmax of (-z/2, z/2) is the sigmoid of z
+            halves = np.array([[-0.5], [0.5]], coef.dtype)
+            coef, intercept = halves * coef, halves[:, 0] * intercept
+        coef = np.ascontiguousarray(coef, X.dtype)
+        return self._logits(X, coef, intercept), coef
+
+    def _logits(self, X, coef, intercept):
+        if issparse(coef):
+            return np.ascontiguousarray(safe_sparse_dot(X, coef.T, dense_output=True) + intercept, X.dtype)
+        W = np.column_stack([coef, intercept]).astype(X.dtype, copy=False)
+        Z = np.empty((X.shape[0], len(W)), X.dtype)
+        n_threads = effective_n_threads(self.n_jobs)
+        if issparse(X):
+            Wt = np.ascontiguousarray(W.T)
+            _core.csr_logits(X.data, X.indices, X.indptr, None, Wt, X.shape[1], Z, n_threads)
+        else:
+            with single_threaded_blas():
+                _core.dense_logits(X, None, W, Z, n_threads)
+        return Z
+
+    def _through(self, kernel, X):
+        X = self._check_predict(X)
+        Z, _ = self._class_logits(X)
+        kernel(Z, Z, effective_n_threads(self.n_jobs))
+        return Z

@@ -1,0 +1,89 @@
+"""What comes in, as the kernels take it, or an error that names what is wrong with it."""
+
+import numbers
+from contextlib import contextmanager
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d, validate_data
+
+from softreg.functional import _check_targets
+
+FLOATS = (np.float64, np.float32)
+
+
+def check_data(estimator, X, y, classes=None, first=True):
+    """X as the kernels take it, codes or targets, and the classes."""
+    soft = (shape := np.asarray(y).shape)[1:] > (1,) and len(shape) == 2
+    X, y = validate_data(
+        estimator, X, y, accept_sparse="csr", accept_large_sparse=True, dtype=FLOATS, multi_output=soft, reset=first
+    )
+    X = in_rows(X)
+    if soft:
+        _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
+        found = np.arange(y.shape[1])
+        check_classes(found, classes)
+        return X, None, np.ascontiguousarray(targets), found
+    y = column_or_1d(y, warn=True)
+    check_classification_targets(y)
+    present, codes = np.unique(y, return_inverse=True)
+    known = present if classes is None else np.unique(classes)
+    known = known if first else estimator.classes_
+    check_classes(known, classes)
+    if not np.isin(present, known).all():
+        unknown = present[~np.isin(present, known)]
+        raise ValueError(f"y has labels {unknown.tolist()} that are not in classes {known.tolist()}")
+    if len(known) < 2:
+        raise ValueError(f"SoftmaxRegression needs at least 2 classes; y has only one class: {known.tolist()[0]!r}")
+    codes = np.searchsorted(known, present)[codes] if known is not present else codes
+    return X, codes.astype(np.intp, copy=False), None, known
+
+
+def check_classes(known, classes):
+    """`classes`, if given, are those that are known; a number stands for 0 .. classes - 1."""
+    if classes is None:
+        return
+    named = np.arange(classes) if isinstance(classes, numbers.Integral) else np.unique(classes)
+    if not np.array_equal(named, known):
+        named = np.asarray(classes).tolist()
+        raise ValueError(f"classes={named} differ from the {len(known)} classes {known.tolist()}")
+
+
+@contextmanager
+def all_or_nothing(estimator):
+    """An error leaves the estimator as it was."""
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+@contextmanager
+def finite_or_error(objective):
+    """Overflow ends in a FloatingPointError that says what to do, not in a warning of NumPy."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except np.linalg.LinAlgError as error:
+        raise FloatingPointError(OVERFLOW.format(objective.dtype)) from error
+
+
+def check_finite(W, loss):
+    if not (np.isfinite(W).all() and np.isfinite(loss)):
+        raise FloatingPointError(OVERFLOW.format(W.dtype))
+
+
+OVERFLOW = "the features of X are too large or too small for {}: their products overflow or vanish; scale them"
+
+
+def in_rows(X):
+    """X with its rows contiguous, or as CSR with sorted indices; copied only where it is not already."""
+    if issparse(X):
+        if X.nnz and not (X.indices.min() >= 0 and X.indices.max() < X.shape[1]):  # scipy itself does not look
+            raise ValueError(f"X has the column index {X.indices.max()}, but {X.shape[1]} columns")
+        return X if X.has_sorted_indices else X.sorted_indices()
+    return X if X.strides[1] == X.itemsize else np.ascontiguousarray(X)
