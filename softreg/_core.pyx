@@ -49,7 +49,8 @@ cdef enum:
     TILE_ROWS = 4       # logits tile: 4 rows x 5 classes = 20 vector accumulators of AVX-512's 32 registers,
     TILE_CLASSES = 5    # ... 9 loads for 20 multiply-adds; 5 x 2 vectors in the other product
     GATHER_BELOW = 64   # features: below, a block of X is transposed into scratch, as dot products would be too short
-    BLAS_CLASSES = 48   # classes: from here on BLAS is faster than the tiles (see benchmarks/README.md)
+    BLAS_CLASSES = 48   # classes of float32, half as many of float64: from here on BLAS is faster than the tiles
+                        # (benchmarks/README.md has the measurement)
     MAX_PARTS = 16      # parts of the rows that may run at the same time
     WIDE = 64           # classes: from here on vectors run along a row; below, two or three of them wait too much
     AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead
@@ -838,7 +839,7 @@ cdef Plan _plan(const floating[:, :] X, const Py_ssize_t[::1] rows, Py_ssize_t p
     plan.single = floating is float
     plan.lanes = FLOAT_LANES if floating is float else DOUBLE_LANES
     tile = 2 * plan.lanes
-    plan.blas = K >= BLAS_CLASSES and plan.d >= GATHER_BELOW
+    plan.blas = (K if plan.single else 2 * K) >= BLAS_CLASSES and plan.d >= GATHER_BELOW
     plan.transposed = plan.d < GATHER_BELOW
     plan.padded = plan.d < tile
     plan.gathered = plan.blas and (plan.rows != NULL or plan.stride < plan.d)   # BLAS wants rows one after the other

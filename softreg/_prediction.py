@@ -5,7 +5,13 @@ from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.linear_model._base import SparseCoefMixin
 from sklearn.utils.extmath import safe_sparse_dot
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import (
+    assert_all_finite,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 
 from softreg import _core
 from softreg._threads import effective_n_threads, single_threaded_blas
@@ -23,8 +29,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         ----------
         X : array or sparse matrix of shape (n, d)
         """
-        X = self._check_predict(X)
-        Z = self._logits(X, self.coef_, self.intercept_)
+        Z = self._logits(self._check_predict(X), self.coef_, self.intercept_)
         return Z.ravel() if Z.shape[1] == 1 else Z
 
     def predict(self, X):
@@ -72,7 +77,10 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
 
     def _check_predict(self, X):
         check_is_fitted(self)
-        return in_rows(validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False))
+        # what is not finite is looked for in the logits; zeros that a sparse `coef_` leaves out would hide it
+        finite = issparse(self.coef_)
+        X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_all_finite=finite)
+        return in_rows(X)
 
     def _class_logits(self, X):
         """One column of logits a class, and the coefficients that made them, also for two classes."""
@@ -88,15 +96,18 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
     def _logits(self, X, coef, intercept):
         if issparse(coef):
             return np.ascontiguousarray(safe_sparse_dot(X, coef.T, dense_output=True) + intercept, X.dtype)
-        W = np.column_stack([coef, intercept]).astype(X.dtype, copy=False)
-        Z = np.empty((X.shape[0], len(W)), X.dtype)
+        Z = np.empty((X.shape[0], len(coef)), X.dtype)
         n_threads = effective_n_threads(self.n_jobs)
         if issparse(X):
-            Wt = np.ascontiguousarray(W.T)
+            Wt = np.empty((X.shape[1] + 1, len(coef)), X.dtype)
+            Wt[:-1], Wt[-1] = coef.T, intercept
             _core.csr_logits(X.data, X.indices, X.indptr, None, Wt, X.shape[1], Z, n_threads)
         else:
+            W = np.column_stack([coef, intercept]).astype(X.dtype, copy=False)
             with single_threaded_blas():
                 _core.dense_logits(X, None, W, Z, n_threads)
+        if not np.isfinite(Z).all():  # a NaN or infinity in X is one here: only then is it worth a pass over X
+            assert_all_finite(X, estimator_name=type(self).__name__, input_name="X")
         return Z
 
     def _through(self, kernel, X):
