@@ -1,9 +1,12 @@
 """Approximate inverses of the Hessian for conjugate gradients, each with one method: `solve(G)`.
 
 The Hessian of the data term is  sum_i s_i (diag(p_i) - p_i p_i^T) (x) [x_i 1][x_i 1]^T / S.  Which part of it is kept
-depends on the shape of the problem: all of it where (d+1) K is small, else one number for each class and feature
-times the correlation of the features (late in a fit, where it pays, one block a class), and the numbers alone where d
-is large, or X sparse and not small.
+depends on the shape of the problem: all of it where (d+1) K is small, else one number for each class direction and
+feature times the correlation of the features (late in a fit, where it pays, one block a direction), and the numbers
+alone where d is large, or X sparse and not small.
+
+Class directions, see `class_directions`, stand in for the classes themselves. Classes that rows confuse are coupled:
+all of their weights can move together at little cost, which no block of one class knows of.
 
 Dense ones work in standardised coordinates (x - mean) / deviation, so that offsets and units, however wild, neither
 cost precision nor enter the correlation. X itself is never standardised, only a sample of its rows.
@@ -138,8 +141,25 @@ class Exact(Standardised):
         return self.step((self.inverse @ self.gradient(G).ravel()).reshape(G.shape))
 
 
+def class_directions(P, weight):
+    """Orthonormal directions U (K, K-1) in the space of the classes, and every row's curvature along them (m, K-1).
+
+    U diagonalises the mean of the softmax Jacobians, sum_i weight_i (diag(p_i) - p_i p_i^T); the constant direction,
+    which softmax does not see, is left out. The curvature of row i along u is weight_i u^T (diag(p_i) - p_i p_i^T) u.
+    """
+    P = P.astype(np.float64)
+    P /= P.sum(axis=1, keepdims=True)  # differences of these follow
+    weighted = P * weight[:, None]
+    total = weighted.sum(axis=0)
+    constant = (2 * total.max() + np.finfo(float).tiny) / len(total)  # makes that direction's eigenvalue the largest
+    U = np.linalg.eigh(np.diag(total) - weighted.T @ P + constant)[1][:, :-1]
+    curvature = np.maximum(P @ U**2 - (P @ U) ** 2, 0) * weight[:, None]
+    curvature[curvature < 1e-6 * curvature.max(axis=0)] = 0  # they do not matter, and subnormal numbers would be slow
+    return U, curvature
+
+
 class ScaledCorrelation(Standardised):
-    """M = D^(1/2) C D^(1/2) for each class: D the diagonal of the Hessian, C the correlation of the features.
+    """M = D^(1/2) C D^(1/2) for each class direction: D the diagonal of the Hessian, C the correlation of the features.
 
     C is inverted once; D follows the probabilities. It meets what changes on the way, how much each class still
     depends on each feature, and what does not, how features go together.
@@ -161,22 +181,20 @@ class ScaledCorrelation(Standardised):
         self.squares = self.Z * self.Z
 
     def refresh(self, P):
-        P = P[self.picked]
-        curvature = P * (1 - P) * self.weight.astype(P.dtype)[:, None]
-        curvature[curvature < 1e-6 * curvature.max(axis=0)] = 0  # subnormal numbers would be slow
+        self.U, curvature = class_directions(P[self.picked], self.weight)
         D = curvature.T.astype(np.float32) @ self.squares
-        D += self.shrinkage * curvature.sum(axis=0, dtype=np.float64)[:, None]
+        D += self.shrinkage * curvature.sum(axis=0)[:, None]
         self.scale = 1 / np.sqrt(D + self.penalty + 1e-10 * D.max())
 
     def solve(self, G):
-        V = (self.gradient(G) * self.scale).astype(np.float32) @ self.inverse
-        return self.step(V * self.scale)
+        V = (self.U.T @ self.gradient(G) * self.scale).astype(np.float32) @ self.inverse
+        return self.step(self.U @ (V * self.scale))
 
 
 class Blocks(Standardised):
-    """The diagonal blocks of the Hessian, one a class: dearer than the correlation, and several times better late.
+    """A block of the Hessian for each class direction: dearer than the correlation, and several times better late.
 
-    Early on all classes see the same rows; once most rows are told apart, each class has a few of its own that matter.
+    Early on all directions see the same rows; once most rows are told apart, each has a few of its own that matter.
     """
 
     whole = False
@@ -194,14 +212,13 @@ class Blocks(Standardised):
         return K * p * p <= BLOCKS_SIZE and not objective.sparse
 
     def refresh(self, P):
-        P = P[self.picked]
-        curvature = (P * (1 - P) * self.weight.astype(P.dtype)[:, None]).astype(np.float32)
+        self.U, curvature = class_directions(P[self.picked], self.weight)
         with ThreadPoolExecutor(self.objective.n_threads) as pool:  # BLAS itself keeps to one thread, and to its bits
-            self.inverses = list(pool.map(self._inverse, curvature.T))
+            self.inverses = list(pool.map(self._inverse, curvature.T.astype(np.float32)))
 
     def _inverse(self, curvature):
         """The inverse of Z^T diag(curvature) Z in its lower triangle."""
-        matter = curvature > 1e-6 * curvature.max()  # late, most rows do not; subnormal numbers would be slow besides
+        matter = curvature > 0  # late, most rows do not
         root = self.Z[matter] * np.sqrt(curvature[matter])[:, None]
         A = blas.ssyrk(1.0, root.T, lower=1)
         i = np.diag_indices_from(A)
@@ -212,14 +229,14 @@ class Blocks(Standardised):
         return lapack.spotri(factor, lower=1, overwrite_c=1)[0]
 
     def solve(self, G):
-        V = self.gradient(G)
-        for k, inverse in enumerate(self.inverses):
-            V[k] = blas.ssymv(1.0, inverse, V[k].astype(np.float32), lower=1)
-        return self.step(V)
+        V = self.U.T @ self.gradient(G)
+        for v, inverse in zip(V, self.inverses, strict=True):
+            v[:] = blas.ssymv(1.0, inverse, v.astype(np.float32), lower=1)
+        return self.step(self.U @ V)
 
 
 class Diagonal:
-    """The diagonal of the Hessian over all rows."""
+    """The diagonal of the Hessian over all rows, for each class direction."""
 
     patience, whole = 1, False
 
@@ -232,24 +249,22 @@ class Diagonal:
 
     def refresh(self, P):
         objective = self.objective
-        curvature = P * (1 - P) * self.weight.astype(P.dtype)[:, None]
-        D = objective.empty()
-        total = 0
+        U, curvature = class_directions(P, self.weight)
+        curvature = curvature.astype(P.dtype)
+        D = np.zeros((objective.shape[1], U.shape[1]), P.dtype)
+        coef = D[: objective.n_features]
         for start in range(0, objective.n_rows, 4096):  # by blocks: the squares of X are never held whole
             part = slice(start, start + 4096)
             X = objective.X[part if objective.rows is None else objective.rows[part]]
-            total = total + ((X.multiply(X) if objective.sparse else X * X).T @ curvature[part]).T
-        objective.coef(D)[...] = total + objective.l2
+            coef += (X.multiply(X) if objective.sparse else X * X).T @ curvature[part]
+        coef += objective.l2
         if objective.fit_intercept:
-            D[:, -1] = curvature.sum(axis=0)
-        self.diagonal = np.maximum(D, 1e-10 * D.max())
+            D[-1] = curvature.sum(axis=0)
+        self.U, self.diagonal = U.astype(P.dtype), np.maximum(D, 1e-10 * D.max())
 
     def solve(self, G):
-        V = G / self.diagonal
-        if self.objective.fit_intercept:  # softmax leaves a constant on all intercepts free: stay off that direction
-            free = 1 / self.diagonal[:, -1]
-            V[:, -1] -= free * (V[:, -1].sum() / free.sum())
-        return V
+        V = ((G.T @ self.U) / self.diagonal) @ self.U.T
+        return np.asarray(V.T, order="F" if self.objective.sparse else "C")
 
 
 def positive_inverse(A, scale=1.0):

@@ -183,7 +183,7 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
         elif solve.cut and decrease > 0.75 * solve.decrease:
             radius *= 2.5
         elif decrease < 0.25 * solve.decrease:
-            radius *= 0.5
+            radius = 0.5 * min(radius, solve.length)
         better = decrease > 0
         at = new if better else at
         run.W = at.W
@@ -261,7 +261,7 @@ def search(objective, at, step, noise, run):
     slope, t = inner(at.gradient, step), 1.0
     for _ in range(8):
         new = Point.of(objective, at.W + at.W.dtype.type(t) * step, run)
-        if new.value <= at.value + 1e-4 * t * slope or slope >= -noise * abs(at.value):
+        if new.value <= at.value + 0.2 * t * slope or slope >= -noise * abs(at.value):
             break
         bend = new.value - at.value - t * slope  # of the parabola through both points
         t = min(max(-0.5 * slope * t * t / bend, 0.1 * t), 0.5 * t) if np.isfinite(bend) else 0.1 * t
