@@ -192,8 +192,10 @@ cdef sr_void _top(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* top)
         top[i] = most[i]
 
 
-cdef sr_void _exp(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating* total) noexcept nogil:
-    """T = exp(T - top); total OUT = sum_k T, compensated (Kahan), so that it is as exact for K = 1000 as for 2.
+cdef sr_void _exp(
+    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating floor, floating* total
+) noexcept nogil:
+    """T = exp(T - top), zero below `floor`; total OUT = sum_k T, compensated (Kahan), as exact for K = 1000 as for 2.
 
     In strips of two vectors: what belongs to a row stays in registers, and one vector's chain hides behind the other's.
     """
@@ -214,7 +216,7 @@ cdef sr_void _exp(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top,
                     e = sr_exp_float(z[i], high[i])
                 else:
                     e = sr_exp_double(z[i], high[i])
-                z[i] = e
+                z[i] = e if e >= floor else 0
                 e = e - lost[i]
                 s = kept[i] + e
                 lost[i] = (s - kept[i]) - e
@@ -600,9 +602,12 @@ cdef sr_void _reciprocal(const floating* total, const floating* weight, floating
 cdef double _cross_entropy_block(
     floating* T, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t K, floating* U, floating* lanes,
     const Py_ssize_t* rows, Py_ssize_t start, const Py_ssize_t* codes, const floating* targets,
-    const floating* sample_weight, double label_smoothing, double scale, floating* P, floating* losses,
+    const floating* sample_weight, double label_smoothing, double scale, bint within_pass, floating* P, floating* losses,
 ) noexcept nogil:
-    """From logits T to scale * s (P - Y) in place; return the summed loss. U (K, ld), lanes (5, BLOCK) are scratch."""
+    """From logits T to scale * s (P - Y) in place; return the summed loss. U (K, ld), lanes (5, BLOCK) are scratch.
+
+    Within a pass over X tiny probabilities count as zero: products of theirs would be subnormal numbers, which are slow.
+    """
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
     cdef floating* weight = lanes + 2 * BLOCK
@@ -612,6 +617,9 @@ cdef double _cross_entropy_block(
     cdef (const floating*)[BLOCK] y
     cdef double loss = 0
     cdef Py_ssize_t i, k
+    cdef floating floor = 0
+    if within_pass:
+        floor = 1e-20 if floating is float else 1e-100
     _weights(rows, start, count, sample_weight, scale, weight)
     _top(T, ld, K, top)
     if codes != NULL:
@@ -628,7 +636,7 @@ cdef double _cross_entropy_block(
         if label_smoothing != 0:
             _smooth(U, ld, K, kept, uniform)
         _dot_shifted(T, U, ld, K, top, fit)
-    _exp(T, ld, K, top, total)
+    _exp(T, ld, K, top, floor, total)
     _log(total, top)
     _losses(weight, top, fit, factor, &loss)
     if losses != NULL:
@@ -706,11 +714,11 @@ cdef void _batch_block(
     _top(T, BLOCK, K, top)
     if what == LOG_SOFTMAX:
         memcpy(U, T, K * BLOCK * sizeof(floating))
-        _exp(U, BLOCK, K, top, total)
+        _exp(U, BLOCK, K, top, 0, total)
         _log(total, total)
         _log_probabilities(T, BLOCK, K, top, total)
     else:
-        _exp(T, BLOCK, K, top, total)
+        _exp(T, BLOCK, K, top, 0, total)
         if what == LOGSUMEXP:
             _log(total, total)
             for i in range(count):
@@ -805,7 +813,7 @@ def cross_entropy(
             _load_rows(&Z[start, 0], count, K, T, BLOCK)
             _cross_entropy_block(
                 T, BLOCK, count, K, T + K * BLOCK, T + 2 * K * BLOCK, NULL, start, y, Y, s, label_smoothing, 1,
-                NULL, loss + start if loss != NULL else NULL,
+                False, NULL, loss + start if loss != NULL else NULL,
             )
             if out != NULL:
                 _store_rows(T, BLOCK, count, K, out + start * K)
@@ -1069,7 +1077,8 @@ cdef double _loss_part(
             loss += _cross_entropy_block(
                 <floating*>at.T + strip, plan.block, min(<Py_ssize_t>BLOCK, count - strip), plan.K,
                 <floating*>at.U + strip, <floating*>at.lanes, plan.rows, start + strip, codes, targets, sample_weight,
-                label_smoothing, scale, P + (start + strip) * plan.K if P != NULL else NULL, NULL,
+                label_smoothing, scale, True,
+                P + (start + strip) * plan.K if P != NULL else NULL, NULL,
             )
         _backward(plan, X, start, count, at, sums + part * plan.Kp)
         start += count
@@ -1492,7 +1501,7 @@ def csr_loss_gradient(
                 _load_rows(Z + start * K, count, K, T, BLOCK)
                 losses[part] = losses[part] + _cross_entropy_block(
                     T, BLOCK, count, K, T + K * BLOCK, T + 2 * K * BLOCK, r, start, y, Y, s, label_smoothing, scale,
-                    probabilities + start * K if probabilities != NULL else NULL, NULL,
+                    True, probabilities + start * K if probabilities != NULL else NULL, NULL,
                 )
                 _store_rows(T, BLOCK, count, K, Z + start * K)
         free(scratch)

@@ -113,6 +113,38 @@ class Objective:
         self._add_l2(out, V)
         return out
 
+    def logits(self, W):
+        """X W^T + b over the rows, (n, K)."""
+        Z = np.empty((self.n_rows, self.n_classes), self.dtype)
+        if self.sparse:
+            args = (self.rows, W.T, self.n_features, Z, self.n_threads)
+            _core.csr_logits(self.X.data, self.X.indices, self.X.indptr, *args)
+        else:
+            _core.dense_logits(self.X, self.rows, W, Z, self.n_threads)
+        return Z
+
+    def line_minimum(self, W, step, longest, trials=20):
+        """t in (0, longest] with the least F(W + t step), but for l1, to a tenth of its size: the root of dF/dt."""
+        rows = slice(None) if self.rows is None else self.rows
+        of_rows = (self.codes, self.targets, self.sample_weight)
+        codes, targets, weight = (None if a is None else a[rows] for a in of_rows)
+        Z, dZ = self.logits(W), self.logits(step)
+        linear, square = (self.l2 * inner(self.coef(A), self.coef(step)) for A in (W, step))
+        G = np.empty_like(Z)
+
+        def slope(t):
+            at = Z + self.dtype.type(t) * dZ
+            _core.cross_entropy(at, codes, targets, weight, self.label_smoothing, None, G, self.n_threads)
+            return inner(G, dZ) / self.total_weight + linear + t * square
+
+        low, high = 0.0, longest
+        for _ in range(trials):
+            if high - low <= 0.1 * high:
+                break
+            t = 0.5 * (low + high) if low else 0.3 * high
+            low, high = (t, high) if slope(t) < 0 else (low, t)
+        return low or high
+
     def penalty_l1(self, W):
         """l1 ||W||_1, the part that has no gradient."""
         return self.l1 * float(np.abs(self.coef(W)).sum(dtype=np.float64)) if self.l1 else 0.0

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.linalg import blas, lapack
 
 SAMPLE_ROWS = 8192  # enough for a correlation of a thousand features once it is shrunk; 25 MB of float32 for d = 784
+BLOCK_ROWS = 4096  # for a block a class direction, drawn by curvature; and at least 5 a feature
 EXACT_SIZE = 1000  # (d+1) K up to which the Hessian itself is factored: 1000^3 / 3 flops are some 10 ms
 EXACT_WORK = 1e9  # n ((d+1) K)^2 up to which it is built from all rows, else from 4 rows a parameter
 BLOCKS_SIZE = 1e7  # K (d+1)^2 up to which a block a class is affordable: 40 MB
@@ -38,29 +39,32 @@ def preconditioner(objective, order):
     return ScaledCorrelation(objective, order)
 
 
-def influential(objective, order, size):
-    """About `size` rows, as sorted positions, and their importance: 1 over the chance to be taken.
+def row_lengths(objective):
+    """The squared lengths of the rows in standardised units, over their mean; ones for sparse X.
 
-    Half of the chances are even, half go by the squared length of a row in standardised units: a feature that is zero
-    but for a few rows has all of its curvature there, and an even sample would miss it.
+    A feature that is zero but for a few rows has all of its curvature there: those rows are long.
     """
     n = objective.n_rows
-    if size >= n or objective.sparse:
-        picked = np.sort(order[:size])
-        return picked, np.ones(len(picked))
+    length = np.ones(n)
+    if objective.sparse:
+        return length
     blocks = [slice(start, start + 4096) for start in range(0, n, 4096)]
     of = blocks if objective.rows is None else [objective.rows[block] for block in blocks]
     mean = objective.X[of[0]].mean(axis=0) if objective.fit_intercept else np.zeros(1, objective.dtype)
     squares = sum(np.einsum("ij,ij->j", D, D).astype(np.float64) for D in (objective.X[rows] - mean for rows in of))
     unit = np.sqrt(n / np.where(squares > 0, squares, np.inf)).astype(objective.dtype)
-    length = np.empty(n)
     for block, rows in zip(blocks, of, strict=True):
         D = (objective.X[rows] - mean) * unit
         length[block] = np.einsum("ij,ij->i", D, D)
-    chance = 0.5 / n + 0.5 * length / length.sum() if length.any() else np.full(n, 1 / n)
+    return length / length.mean() if length.any() else np.ones(n)
+
+
+def drawn(score, order, size):
+    """About `size` rows, as sorted positions, in proportion to their score, and 1 over the chance of each."""
+    chance = score / score.sum()
     # every `size`-th part of the chances, along the random order, takes the row that it falls on
     steps = np.searchsorted(np.cumsum(chance[order]), (np.arange(size) + 0.5) / size)
-    picked, times = np.unique(order[np.minimum(steps, n - 1)], return_counts=True)
+    picked, times = np.unique(order[np.minimum(steps, len(order) - 1)], return_counts=True)
     return picked, times / chance[picked]
 
 
@@ -68,24 +72,35 @@ class Standardised:
     """A sample of rows in standardised coordinates, and the way there and back for gradients and steps."""
 
     def __init__(self, objective, order, size):
-        self.objective = objective
-        self.picked, importance = influential(objective, order, size)
-        rows = self.picked if objective.rows is None else objective.rows[self.picked]
-        X = objective.X[rows].astype(np.float64)
-        X = X.toarray() if objective.sparse else X
-        self.weight = importance if objective.sample_weight is None else importance * objective.sample_weight[rows]
-        self.weight = self.weight / self.weight.sum(dtype=np.float64)
+        self.objective, self.length = objective, row_lengths(objective)
+        if size >= objective.n_rows:
+            picked, importance = np.arange(objective.n_rows), np.ones(objective.n_rows)
+        else:
+            picked, importance = drawn(0.5 + 0.5 * self.length, order, size)
+        X = self._take(picked, importance)
         self.mean = self.weight @ X if objective.fit_intercept else np.zeros(X.shape[1])
-        X -= self.mean
-        self.deviation = np.sqrt(self.weight @ (X * X))
+        self.deviation = np.sqrt(self.weight @ (X - self.mean) ** 2)
         # a feature that is constant in the sample may not be so elsewhere: it keeps its size as its unit
         constant = self.deviation <= 1e-7 * np.abs(self.mean)
         self.deviation[constant] = np.abs(self.mean[constant])
         self.deviation[self.deviation == 0] = 1.0
-        X /= self.deviation
-        self.Z = np.column_stack([X, np.ones(len(X))]) if objective.fit_intercept else X
+        self.Z = self._standardised(X)
         penalty = objective.l2 / self.deviation**2
         self.penalty = np.append(penalty, 0.0) if objective.fit_intercept else penalty
+
+    def _take(self, picked, importance):
+        objective, self.picked = self.objective, picked
+        rows = picked if objective.rows is None else objective.rows[picked]
+        X = objective.X[rows].astype(np.float64)
+        X = X.toarray() if objective.sparse else X
+        self.weight = importance if objective.sample_weight is None else importance * objective.sample_weight[rows]
+        self.weight = self.weight / self.weight.sum(dtype=np.float64)
+        return X
+
+    def _standardised(self, X):
+        X -= self.mean
+        X /= self.deviation
+        return np.column_stack([X, np.ones(len(X))]) if self.objective.fit_intercept else X
 
     def gradient(self, G):
         """A gradient in W as one in standardised coordinates."""
@@ -195,16 +210,18 @@ class Blocks(Standardised):
     """A block of the Hessian for each class direction: dearer than the correlation, and several times better late.
 
     Early on all directions see the same rows; once most rows are told apart, each has a few of its own that matter.
+    Rows are drawn anew at each refresh, by curvature.
     """
 
     whole = False
     damping = 1e-2
 
-    def __init__(self, objective, order):
-        super().__init__(objective, order, SAMPLE_ROWS)
-        self.Z = self.Z.astype(np.float32)
-        # products to serve before it is built again: a build costs as much at first, ever less as fewer rows matter
-        self.patience = 8
+    def __init__(self, base, order):
+        vars(self).update(vars(base))  # the same standardised coordinates
+        self.order, p, n = order, self.objective.shape[1], self.objective.n_rows
+        self.size = min(n, max(BLOCK_ROWS, 5 * p))
+        # products to serve before it is built again: half of what a build costs, counted in multiplications
+        self.patience = max(8, self.size * p // (4 * n))
 
     @staticmethod
     def affordable(objective):
@@ -212,6 +229,9 @@ class Blocks(Standardised):
         return K * p * p <= BLOCKS_SIZE and not objective.sparse
 
     def refresh(self, P):
+        uncertain = np.maximum(1 - np.einsum("ij,ij->i", P, P), 1e-6)
+        X = self._take(*drawn(uncertain * (0.5 + 0.5 * self.length), self.order, self.size))
+        self.Z = self._standardised(X).astype(np.float32)
         self.U, curvature = class_directions(P[self.picked], self.weight)
         with ThreadPoolExecutor(self.objective.n_threads) as pool:  # BLAS itself keeps to one thread, and to its bits
             self.inverses = list(pool.map(self._inverse, curvature.T.astype(np.float32)))

@@ -154,6 +154,7 @@ def _loss_gradient(
     cross_entropy(Z, None, Y, s, 0.0, losses, G)
     if P is not None:
         softmax(Z, P)
+        P[P < (1e-20 if P.dtype == np.float32 else 1e-100)] = 0  # the kernels avoid subnormal numbers
     G *= Z.dtype.type(scale)
     if residual is not None:
         residual[:] = G

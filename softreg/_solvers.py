@@ -171,15 +171,16 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
     part = Part(objective, order, n // 4 if sampled else n)
     norm = dual_norm(M, at.gradient)
     radius, since_refresh = 1.5 * norm, 0
+    wary = Wariness(objective)
     for _ in range(max_iter):
         accuracy = min(0.3, max(1e-3 if M.whole else 0.05, norm / np.sqrt(2 * abs(at.value) + np.finfo(float).tiny)))
-        solve = trust_region_cg(part.objective, part.of(at.P), at.gradient, M, radius, accuracy)
+        solve = trust_region_cg(part.objective, part.of(wary.of(at.P)), at.gradient, M, radius, accuracy)
         run.passes += solve.products * part.share
         since_refresh += solve.products
-        new, shortened = search(objective, at, solve.step, noise, run)
+        new, shortened = search(objective, at, solve.step, noise, run, wary)
         decrease = at.value - new.value
         if shortened < 1:
-            radius = max(shortened, 0.05) * min(radius, solve.length)
+            radius = max(shortened, 0.3) * min(radius, solve.length)
         elif solve.cut and decrease > 0.75 * solve.decrease:
             radius *= 2.5
         elif decrease < 0.25 * solve.decrease:
@@ -211,9 +212,9 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
         if decrease < 0.25 * solve.decrease or shortened < 1 or (not solve.cut and norm > 0.8 * before):
             part = part.doubled()
         if isinstance(M, ScaledCorrelation) and solve.products > LONG_SOLVE and Blocks.affordable(objective):
-            M, since_refresh = Blocks(objective, order), np.inf
+            M, since_refresh = Blocks(M, order), np.inf
         if since_refresh >= M.patience and (better or since_refresh == np.inf):
-            M.refresh(at.P)
+            M.refresh(wary.of(at.P))
             since_refresh = 0
             measured, norm = norm, dual_norm(M, at.gradient)
             radius *= measured / norm if norm > 0 else 1.0  # the same region in the new metric
@@ -256,15 +257,42 @@ class Part:
         return self if self.share == 1 else Part(self.whole, self.order, size)
 
 
-def search(objective, at, step, noise, run):
-    """The first point on the way back from W + step that goes down enough (Armijo), and how far it is from 0 to 1."""
+class Wariness:
+    """Rows that a step threw over, and that the next models hold back.
+
+    A row whose class is certain has no curvature, and a model without it lets its logits go anywhere. After a step
+    that overshot, rows whose probabilities it turned over count in the Hessian as if they were less certain.
+    """
+
+    def __init__(self, objective):
+        self.share = np.zeros(objective.n_rows, objective.dtype)
+
+    def of(self, P):
+        if not self.share.any():
+            return P
+        return P + self.share[:, None] * (P.dtype.type(1 / P.shape[1]) - P)
+
+    def after(self, P, trial, overshot):
+        self.share *= self.share.dtype.type(0.5)
+        self.share[self.share < 0.01] = 0
+        if overshot:
+            self.share[np.abs(trial - P).sum(axis=1) > 1] = 0.1
+
+
+def search(objective, at, step, noise, run, wary):
+    """W + t step where the objective goes down enough for it, and t: 1, or the minimum along the step if 1 overshoots.
+
+    Along a line the logits are Z + t dZ: once both are known, trials of t cost a softmax and no pass over X.
+    """
     slope, t = inner(at.gradient, step), 1.0
+    new = Point.of(objective, at.W + step, run)
+    wary.after(at.P, new.P, new.value > at.value + 0.2 * slope)
     for _ in range(8):
-        new = Point.of(objective, at.W + at.W.dtype.type(t) * step, run)
         if new.value <= at.value + 0.2 * t * slope or slope >= -noise * abs(at.value):
             break
-        bend = new.value - at.value - t * slope  # of the parabola through both points
-        t = min(max(-0.5 * slope * t * t / bend, 0.1 * t), 0.5 * t) if np.isfinite(bend) else 0.1 * t
+        t = objective.line_minimum(at.W, step, 0.9 * t)
+        run.passes += 1
+        new = Point.of(objective, at.W + at.W.dtype.type(t) * step, run)
     return new, t
 
 
