@@ -379,7 +379,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
     def _schedule(self, auto):
         return auto if self.learning_rate == "auto" else self.learning_rate
 
-    def _solve(self, objective, W, random_state, monitor):
+    def _solve(self, objective, W, random_state, monitor, M=None):
         common = {"max_iter": self.max_iter, "tol": self.tol, "monitor": monitor}
         if self.solver == "sgd":
             return _solvers.sgd(
@@ -391,7 +391,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
             return _solvers.proximal(objective, W, **common)
         if self.solver == "lbfgs":
             return _solvers.lbfgs(objective, W, **common)
-        return _solvers.newton(objective, W, random_state=random_state, sampled=self.solver == "auto", **common)
+        return _solvers.newton(objective, W, random_state=random_state, sampled=self.solver == "auto", M=M, **common)
 
     def _warn(self, run):
         loss, reached = run.records[-1]["loss"], []

@@ -85,13 +85,13 @@ def softmax_path(X, y, *, alphas=10, l1_ratio=0.0, sample_weight=None, **params)
 
 def _fit_path(model, objective, classes, alphas, score=lambda model: None):
     """Coefficients, intercepts, iterations, whether they were enough, and scores: a list each, an entry an alpha."""
-    W, fits = objective.zeros(), []
+    W, M, fits = objective.zeros(), None, []
     for model.alpha in alphas.tolist():
         objective.l2, objective.l1 = model._penalties(len(classes))
         with single_threaded_blas(), finite_or_error(objective):
-            run = model._solve(objective, W, check_random_state(model.random_state), Monitor(model))
+            run = model._solve(objective, W, check_random_state(model.random_state), Monitor(model), M)
             check_finite(run.W, run.records[-1]["loss"])
-        W = run.W
+        W, M = run.W, run.M
         model._keep(objective, W, classes)
         fits.append((model.coef_, model.intercept_, len(run.records), run.converged, score(model)))
     return tuple(zip(*fits, strict=True))

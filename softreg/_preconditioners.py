@@ -81,8 +81,12 @@ class Standardised:
         self.deviation[self.deviation == 0] = 1.0
         X /= self.deviation
         self.Z = np.column_stack([X, np.ones(len(X))]) if objective.fit_intercept else X
-        penalty = objective.l2 / self.deviation**2
-        self.penalty = np.append(penalty, 0.0) if objective.fit_intercept else penalty
+
+    @property
+    def penalty(self):
+        """What l2 adds to the diagonal; along a path the objective's l2 changes."""
+        penalty = self.objective.l2 / self.deviation**2
+        return np.append(penalty, 0.0) if self.objective.fit_intercept else penalty
 
     def gradient(self, G):
         """A gradient in W as one in standardised coordinates."""
