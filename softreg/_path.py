@@ -64,11 +64,11 @@ def softmax_path(X, y, *, alphas=10, l1_ratio=0.0, sample_weight=None, **params)
     >>> from sklearn.datasets import load_iris
     >>> from softreg import softmax_path
     >>> X, y = load_iris(return_X_y=True)
-    >>> alphas, coefs, intercepts, n_iters = softmax_path(X, y, alphas=[0.001, 0.1], l1_ratio=1.0)
-    >>> coefs.shape
-    (2, 3, 4)
-    >>> (coefs == 0).sum(axis=(1, 2)).tolist()
-    [10, 5]
+    >>> alphas, coefs, intercepts, n_iters = softmax_path(X, y, alphas=[0.01, 0.1, 1.0])
+    >>> alphas.tolist(), coefs.shape
+    ([1.0, 0.1, 0.01], (3, 3, 4))
+    >>> abs(coefs).sum(axis=(1, 2)).round(1).tolist()  # the weaker the penalty, the larger
+    [1.6, 3.8, 7.3]
     """
     for name in {"alpha", "warm_start", "early_stopping"} & params.keys():
         raise TypeError(f"softmax_path takes no {name}: its fits differ in alpha, and each starts from the last")
@@ -233,7 +233,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
     >>> model.scores_.shape
     (5, 1, 3)
     >>> model.alpha_
-    0.01
+    0.001
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012 (scikit-learn's own form)
@@ -405,7 +405,8 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
         if soft and not callable(self.scoring):
             raise ValueError(f"probabilities as targets need a callable scoring; got scoring={self.scoring!r}")
         scorer = get_scorer(self.scoring or "accuracy")
-        takes = inspect.signature(getattr(scorer, "_score_func", bool)).parameters
+        metric = getattr(scorer, "_score_func", None)
+        takes = inspect.signature(metric).parameters if metric else {}
         if classes is not None and "labels" in takes:
             scorer, known = copy(scorer), {"labels": classes}
             if len(classes) == 2 and "pos_label" in takes and scorer._kwargs.get("average", "binary") == "binary":
