@@ -67,8 +67,6 @@ def softmax_path(X, y, *, alphas=10, l1_ratio=0.0, sample_weight=None, **params)
     >>> alphas, coefs, intercepts, n_iters = softmax_path(X, y, alphas=[0.01, 0.1, 1.0])
     >>> alphas.tolist(), coefs.shape
     ([1.0, 0.1, 0.01], (3, 3, 4))
-    >>> abs(coefs).sum(axis=(1, 2)).round(1).tolist()  # the weaker the penalty, the larger
-    [1.6, 3.8, 7.3]
     """
     for name in {"alpha", "warm_start", "early_stopping"} & params.keys():
         raise TypeError(f"softmax_path takes no {name}: its fits differ in alpha, and each starts from the last")
@@ -79,7 +77,7 @@ def softmax_path(X, y, *, alphas=10, l1_ratio=0.0, sample_weight=None, **params)
     objective = model._objective(X, codes, targets, classes, sample_weight)
     alphas = _grid(alphas, [l1_ratio], objective)
     coefs, intercepts, n_iters, converged, _ = _fit_path(model, objective, classes, alphas)
-    _warn(model.tol, np.array(converged))
+    _warn(model.tol, np.array(converged), stacklevel=3)
     return alphas, np.array(coefs), np.array(intercepts), np.array(n_iters)
 
 
@@ -105,13 +103,13 @@ def _score_path(model, objective, classes, alphas, l1_ratio, y, train, test, sco
     return _fit_path(model, part, classes, alphas, lambda model: scorer(model, X_test, y[test], **params))
 
 
-def _warn(tol, converged):
+def _warn(tol, converged, stacklevel):
     if not converged.all():
         warnings.warn(
             f"{np.sum(~converged)} of {converged.size} fits along the path stopped before they converged to tol={tol}. "
             "Increase max_iter, standardise the features, leave out the smallest alphas, or raise tol.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 
@@ -315,7 +313,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
                 raise ValueError(f"scoring={self.scoring!r} gave {self.scores_.ravel().tolist()}: not all are finite")
             self.classes_ = classes
             self._choose(model, X, y, sample_weight)
-        _warn(self.tol, converged)
+        _warn(self.tol, converged, stacklevel=4)  # past scikit-learn's wrapper of fit
         return self
 
     def _choose(self, model, X, y, sample_weight):
