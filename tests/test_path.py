@@ -374,7 +374,6 @@ def test_jobs_do_not_change_a_bit(l1_ratio):
             assert np.array_equal(getattr(model, name), getattr(models[0], name))
 
 
-@unfinished
 def test_a_class_that_a_fold_does_not_train_on():
     """It stays one that could be predicted, ever less likely: the fit stops where tol says."""
     X, y = data()
