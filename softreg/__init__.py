@@ -2,7 +2,8 @@
 
 from softreg import functional
 from softreg._estimator import SoftmaxRegression
+from softreg._path import SoftmaxRegressionCV, softmax_path
 from softreg._show_versions import show_versions
 
 __version__ = "0.1.0"
-__all__ = ["SoftmaxRegression", "functional", "show_versions"]
+__all__ = ["SoftmaxRegression", "SoftmaxRegressionCV", "functional", "show_versions", "softmax_path"]

@@ -20,7 +20,7 @@ from softreg._optimizers import SGD
 from softreg._prediction import LinearSoftmaxClassifier
 from softreg._threads import effective_n_threads, single_threaded_blas
 from softreg._validation import all_or_nothing, check_data, check_finite, finite_or_error
-from softreg.functional import _check_weights
+from softreg.functional import _check_floats, _check_weights
 
 SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling"}
 SGD_ONLY = ("batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle")
@@ -189,7 +189,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
     # --- training -------------------------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y, sample_weight=None, coef_init=None, intercept_init=None):
         """Fit the model.
 
         Parameters
@@ -200,6 +200,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
             Labels, or K >= 2 target probabilities a row; the classes are then 0 .. K-1.
         sample_weight : array of shape (n,), optional
             Weights, not negative.
+        coef_init, intercept_init : arrays of the shapes of `coef_` and `intercept_`, optional
+            Where to start. What is not given is zero, or that of the previous fit where warm_start=True.
 
         Returns
         -------
@@ -208,7 +210,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         Raises
         ------
         ValueError
-            If the data or a combination of parameters cannot be used.
+            If the data, a start or a combination of parameters cannot be used.
         FloatingPointError
             If SGD diverged because the rate is too high, or features are too large or too small for their dtype.
         """
@@ -216,8 +218,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
             self._check_combination()
             X, codes, targets, classes = check_data(self, X, y)
             objective = self._objective(X, codes, targets, classes, sample_weight)
-            warm = self.warm_start and hasattr(self, "coef_")
-            W = self._previous(objective, classes) if warm else objective.zeros()
+            W = self._start(objective, classes, coef_init, intercept_init)
             random_state = check_random_state(self.random_state)
             train, monitor = self._hold_out(objective, random_state)
             with single_threaded_blas(), finite_or_error(objective):
@@ -310,14 +311,34 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
             weight = of_row if weight is None else weight * of_row
         if weight is not None and not weight.sum(dtype=np.float64) > 0:
             raise ValueError("sample_weight sums to zero: nothing is left to fit")
-        binary = len(classes) == 2
+        l2, l1 = self._penalties(len(classes))
         return Objective(
-            X, codes, targets, weight, len(classes),
-            # two rows of half the size each stand for the one row of a binary model: same penalty for twice alpha
-            l2=self.alpha * (1 - self.l1_ratio) * (2 if binary else 1), l1=self.alpha * self.l1_ratio,
-            label_smoothing=self.label_smoothing, fit_intercept=self.fit_intercept,
-            n_threads=effective_n_threads(self.n_jobs),
+            X, codes, targets, weight, len(classes), l2=l2, l1=l1, label_smoothing=self.label_smoothing,
+            fit_intercept=self.fit_intercept, n_threads=effective_n_threads(self.n_jobs),
         )  # fmt: skip
+
+    def _penalties(self, n_classes):
+        """The objective's l2 and l1."""
+        # two rows of half the size each stand for the one row of a binary model: same penalty for twice alpha
+        twice = 2 if n_classes == 2 else 1
+        return self.alpha * (1 - self.l1_ratio) * twice, self.alpha * self.l1_ratio
+
+    def _start(self, objective, classes, coef, intercept):
+        """W from what the caller gave, else from the previous fit of a warm start, else zero."""
+        W = objective.zeros()
+        if self.warm_start and hasattr(self, "coef_") and (coef is None or intercept is None):
+            W = self._previous(objective, classes)
+        rows = 1 if len(classes) == 2 else len(classes)
+        if coef is not None:
+            coef = _check_start(coef, "coef_init", (rows, objective.n_features), objective, classes)
+            objective.coef(W)[...] = _halves(classes) * coef
+        if intercept is not None:
+            intercept = _check_start(intercept, "intercept_init", (rows,), objective, classes)
+            if self.fit_intercept:
+                W[:, -1:] = _halves(classes) * intercept[:, None]
+            elif intercept.any():
+                raise ValueError(f"intercept_init={intercept.tolist()} needs fit_intercept=True")
+        return W
 
     def _previous(self, objective, classes):
         """The current coefficients as the solvers' W."""
@@ -328,10 +349,9 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
                 f"{len(classes)} classes and {objective.n_features} features; use warm_start=False or a new estimator"
             )
         W = objective.zeros()
-        halves = np.array([[-0.5], [0.5]]) if len(classes) == 2 else 1
-        objective.coef(W)[...] = halves * coef
+        objective.coef(W)[...] = _halves(classes) * coef
         if self.fit_intercept:
-            W[:, -1:] = halves * self.intercept_[:, None]
+            W[:, -1:] = _halves(classes) * self.intercept_[:, None]
         return W
 
     def _keep(self, objective, W, classes):
@@ -359,7 +379,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
     def _schedule(self, auto):
         return auto if self.learning_rate == "auto" else self.learning_rate
 
-    def _solve(self, objective, W, random_state, monitor):
+    def _solve(self, objective, W, random_state, monitor, M=None):
         common = {"max_iter": self.max_iter, "tol": self.tol, "monitor": monitor}
         if self.solver == "sgd":
             return _solvers.sgd(
@@ -371,7 +391,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
             return _solvers.proximal(objective, W, **common)
         if self.solver == "lbfgs":
             return _solvers.lbfgs(objective, W, **common)
-        return _solvers.newton(objective, W, random_state=random_state, sampled=self.solver == "auto", **common)
+        return _solvers.newton(objective, W, random_state=random_state, sampled=self.solver == "auto", M=M, **common)
 
     def _warn(self, run):
         loss, reached = run.records[-1]["loss"], []
@@ -391,3 +411,18 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
             ConvergenceWarning,
             stacklevel=4,  # past scikit-learn's wrapper of fit, to the caller
         )
+
+
+def _halves(classes):
+    """What turns the one row of two classes into the solvers' two."""
+    return np.array([[-0.5], [0.5]]) if len(classes) == 2 else 1
+
+
+def _check_start(given, name, shape, objective, classes):
+    given = _check_floats(given, name, objective.dtype)
+    if given.shape != shape:
+        raise ValueError(
+            f"{name} has shape {given.shape}; the data have {len(classes)} classes and {objective.n_features} "
+            f"features, which needs {shape}"
+        )
+    return given

@@ -85,8 +85,12 @@ class Standardised:
         self.deviation[constant] = np.abs(self.mean[constant])
         self.deviation[self.deviation == 0] = 1.0
         self.Z = self._standardised(X)
-        penalty = objective.l2 / self.deviation**2
-        self.penalty = np.append(penalty, 0.0) if objective.fit_intercept else penalty
+
+    @property
+    def penalty(self):
+        """What l2 adds to the diagonal; along a path the objective's l2 changes."""
+        penalty = self.objective.l2 / self.deviation**2
+        return np.append(penalty, 0.0) if self.objective.fit_intercept else penalty
 
     def _take(self, picked, importance):
         objective, self.picked = self.objective, picked

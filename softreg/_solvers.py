@@ -21,6 +21,7 @@ class Run:
     gap: float = np.inf  # proven bound on F - min F
     estimate: float = np.nan  # the same by the Newton decrement, not proven
     passes: float = 0.0  # over the data, for a gradient or a Hessian product
+    M: object = None  # the preconditioner at the end, for the next fit of a path
     records: list = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
@@ -153,7 +154,7 @@ SAMPLE_WORK = 5e7  # n K p from which a Hessian over a sample of the rows pays: 
 LONG_SOLVE = 8  # products after which blocks that cost some 30 products to build are worth it
 
 
-def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
+def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, M=None):
     """Newton-CG: full gradients, Hessian products over a growing sample of the rows, preconditioned, in a trust region.
 
     A step minimises the quadratic model by conjugate gradients, stopped at the trust region's boundary (Steihaug
@@ -164,9 +165,10 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
     run = Run(W)
     n, noise = objective.n_rows, np.finfo(objective.dtype).eps
     order = random_state.permutation(n)
-    M = preconditioner(objective, order)
     at = Point.of(objective, W, run)
-    M.refresh(at.P)
+    if M is None:
+        M = preconditioner(objective, order)
+        M.refresh(at.P)
     sampled = sampled and not objective.sparse and n * objective.n_classes * objective.shape[1] > SAMPLE_WORK
     part = Part(objective, order, n // 4 if sampled else n)
     norm = dual_norm(M, at.gradient)
@@ -220,6 +222,7 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True):
             radius *= measured / norm if norm > 0 else 1.0  # the same region in the new metric
     if not np.isfinite(run.gap):
         run.certify(objective, at.value, at.gradient, tol)
+    run.M = M
     return run
 
 
