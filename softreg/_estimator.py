@@ -89,7 +89,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         not depend on it.
     verbose : int, default=0
         1 prints a line an epoch or iteration: the loss, the gap where it was computed, accuracy on the held-out rows,
-        rows a second, and the time left if all of max_iter are needed.
+        rows a second (each pass counts), and the time left at this pace if all of max_iter are needed.
 
     Attributes
     ----------

@@ -1,5 +1,7 @@
 """Who watches a fit: prints its progress, calls the estimator's callbacks, and stops it early."""
 
+import time
+
 import numpy as np
 
 
@@ -52,13 +54,15 @@ class Monitor:
         self.verbose, self.tol, self.patience = estimator.verbose, estimator.tol, estimator.n_iter_no_change
         self.unit, self.stride, self.max_iter = estimator._unit(), estimator._stride(), estimator.max_iter
         self.n_rows, self.held_out, self.callbacks = train.n_rows, held_out, callbacks or Callbacks()
-        self.best, self.best_loss, self.waited, self.calls, self.stopped_on = None, np.inf, 0, 0, None
+        self.best, self.best_loss, self.waited, self.stopped_on = None, np.inf, 0, None
+        self.calls, self.seconds = 0, 0.0  # of watching, which the rows a second are not to blame for
 
     def begin(self):
         """Called where an iteration begins."""
         self.callbacks.begin()
 
     def __call__(self, W, record):
+        called = time.perf_counter()
         self.calls += 1
         if self.held_out is not None:
             P = self.held_out.probabilities()
@@ -75,19 +79,20 @@ class Monitor:
             print(self._line(record), flush=True)
         if self.callbacks.end(W if self.best is None else self.best):
             self.stopped_on = self.stopped_on or "callback"
+        self.seconds += time.perf_counter() - called
         return self.stopped_on is not None
 
     def _line(self, record):
         done = min(self.calls * self.stride, self.max_iter)
-        seconds = max(record["time"], 1e-9)  # a coarse clock may not have moved
-        left = seconds / done * (self.max_iter - done)
+        left = record["time"] / done * (self.max_iter - done)
+        busy = max(record["time"] - self.seconds, 1e-9)  # a coarse clock may stand still
         gaps = ((record["gap"], "proven"), (record["gap_estimate"], "estimated"))
         gap = min((f for f in gaps if np.isfinite(f[0])), default=None)
         columns = [
             f"{self.unit} {done:{len(str(self.max_iter))}}/{self.max_iter}",
             f"loss {record['loss']:<11.6g}",
             f"gap {'{:.1e} {}'.format(*gap) if gap else '-':17}",
-            f"{record['passes'] * self.n_rows / seconds:13,.0f} rows/s",
+            f"{record['passes'] * self.n_rows / busy:13,.0f} rows/s",
             f"at most {duration(left):>8} left",
         ]
         if "validation_score" in record:

@@ -334,7 +334,9 @@ def test_lines(options, early_stopping, capsys):
             100 * history["validation_score"][i], abs=0.05 + 1e-9
         )
         rows = (81 if early_stopping else 90) * history["passes"][i]
-        assert int(line["rate"].replace(",", "")) == pytest.approx(rows / history["time"][i], abs=0.5)
+        rate = int(line["rate"].replace(",", ""))
+        assert rate >= rows / history["time"][i] - 0.5  # more, as the time for printing does not count
+        assert i or rate == pytest.approx(rows / history["time"][i], abs=0.5)
     assert float(lines[-1]["left"]) == 0 or fitted.n_iter_ < fitted.max_iter
 
 
