@@ -48,14 +48,14 @@ class Callbacks:
 
 
 class Monitor:
-    """Called after each epoch: prints, calls callbacks, and watches the held-out rows for early stopping."""
+    """Called after each iteration: prints, calls callbacks, and watches the held-out rows for early stopping."""
 
     def __init__(self, estimator, train, held_out=None, callbacks=None):
         self.verbose, self.tol, self.patience = estimator.verbose, estimator.tol, estimator.n_iter_no_change
         self.unit, self.stride, self.max_iter = estimator._unit(), estimator._stride(), estimator.max_iter
         self.n_rows, self.held_out, self.callbacks = train.n_rows, held_out, callbacks or Callbacks()
         self.best, self.best_loss, self.waited, self.stopped_on = None, np.inf, 0, None
-        self.calls, self.seconds = 0, 0.0  # of watching, which the rows a second are not to blame for
+        self.calls, self.seconds = 0, 0.0  # spent on watching; rows a second are those of the solver alone
 
     def begin(self):
         """Called where an iteration begins."""
