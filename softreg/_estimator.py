@@ -8,13 +8,14 @@ import warnings
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, _fit_context
+from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from softreg import _solvers
-from softreg._monitor import Monitor
+from softreg._monitor import Callbacks, Monitor
 from softreg._objective import Objective
 from softreg._optimizers import SGD
 from softreg._prediction import LinearSoftmaxClassifier
@@ -26,7 +27,7 @@ SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling"}
 SGD_ONLY = ("batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle")
 
 
-class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
+class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstimator):
     """Linear softmax classifier (multinomial logistic regression).
 
     It minimises, over coefficients W and intercepts b,
@@ -87,7 +88,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         Threads. None takes what OMP_NUM_THREADS, threadpoolctl and joblib's limits on workers allow. Results do
         not depend on it.
     verbose : int, default=0
-        1 prints a line an epoch.
+        1 prints a line an epoch or iteration: the loss, the gap where it was computed, accuracy on the held-out rows,
+        rows a second (each pass counts), and the time left at this pace if all of max_iter are needed.
 
     Attributes
     ----------
@@ -98,17 +100,26 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         Iterations that were run; of the proximal solver, in tens.
     stopped_on_ : str
         "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
-        "max_iter", "precision" where the dtype of X cannot tell the objective any better, or "line_search".
+        "callback" where one asked for it, "max_iter", "precision" where the dtype of X cannot tell the objective any
+        better, or "line_search".
     optimality_gap_ : float
-        A proven bound on F - min F at the end, by duality; inf where there is none (alpha = 0).
+        A proven bound on F - min F at the end, by duality; inf where there is none (alpha = 0), or where a fit was
+        stopped before it was computed.
     gap_estimate_ : float
         The same by the Newton decrement, doubled for safety; NaN where it was not computed.
     history_ : dict of arrays, one entry an iteration
         ``loss`` (the objective; of SGD its running mean over the epoch, exact where ``gap`` is known), ``gap``,
-        ``passes`` over the data for gradients and Hessian products, ``time`` in seconds; with early stopping
-        ``validation_loss``, ``validation_score``.
+        ``gap_estimate`` where Newton's was made on all rows, ``passes`` over the data for gradients and Hessian
+        products, ``time`` in seconds; with early stopping ``validation_loss``, ``validation_score``.
     n_features_in_, feature_names_in_ :
         As everywhere in scikit-learn.
+
+    Notes
+    -----
+    `set_callbacks` takes `ProgressBar`, `ScoringMonitor` and others that follow `sklearn.callback`'s protocol. Each
+    epoch of SGD, each iteration (ten of the proximal solver) and each call of `partial_fit` is a task to them. They
+    get X and y as `fit` got them, held-out rows included, and as `fitted_estimator` what `fit` would return if it
+    ended there. Where `on_fit_task_end` returns True, it does, without a warning.
 
     References
     ----------
@@ -214,30 +225,37 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         FloatingPointError
             If SGD diverged because the rate is too high, or features are too large or too small for their dtype.
         """
+        # outside all_or_nothing, or callbacks that were set up would not be torn down after an error
+        max_tasks = -(-self.max_iter // self._stride())
+        callbacks = Callbacks(self, X, y, sample_weight, name=self._unit(), max_tasks=max_tasks)
         with all_or_nothing(self):
             self._check_combination()
             X, codes, targets, classes = check_data(self, X, y)
             objective = self._objective(X, codes, targets, classes, sample_weight)
             W = self._start(objective, classes, coef_init, intercept_init)
             random_state = check_random_state(self.random_state)
-            train, monitor = self._hold_out(objective, random_state)
+            train, held_out = self._hold_out(objective, random_state)
+            callbacks.start(lambda W: self._fitted(objective, W, classes))
+            monitor = Monitor(self, train, held_out, callbacks)
             with single_threaded_blas(), finite_or_error(objective):
                 run = self._solve(train, W, random_state, monitor)
                 check_finite(run.W, run.records[-1]["loss"])
-        W = run.W
-        if monitor.best is not None and not np.array_equal(monitor.best, W):
-            W, run.stopped_on = monitor.best, "early_stopping" if run.converged else run.stopped_on
-            run.gap, run.estimate = np.inf, np.nan  # they were those of the last weights, not of the best
-        self._keep(objective, W, classes)
-        vars(self).pop("_stream", None)
-        self.n_iter_ = len(run.records)
-        self.optimality_gap_, self.gap_estimate_ = run.gap, run.estimate
-        self.stopped_on_ = "early_stopping" if monitor.stopped else run.stopped_on
-        self.history_ = {name: np.array([r[name] for r in run.records]) for name in run.records[0]}
-        if self.stopped_on_ not in ("gap", "estimate", "early_stopping"):
+            W = run.W
+            if monitor.best is not None and not np.array_equal(monitor.best, W):
+                W, run.stopped_on = monitor.best, "early_stopping" if run.converged else run.stopped_on
+                run.gap, run.estimate = np.inf, np.nan  # they were those of the last weights, not of the best
+            self._keep(objective, W, classes)
+            vars(self).pop("_stream", None)
+            self.n_iter_ = len(run.records)
+            self.optimality_gap_, self.gap_estimate_ = run.gap, run.estimate
+            self.stopped_on_ = monitor.stopped_on or run.stopped_on
+            self.history_ = {name: np.array([r[name] for r in run.records]) for name in run.records[0]}
+            callbacks.finish()
+        if self.stopped_on_ not in ("gap", "estimate", "early_stopping", "callback"):
             self._warn(run)
         return self
 
+    @with_callbacks
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Go once over a batch of rows, with minibatch SGD from where the last call ended.
 
@@ -254,9 +272,11 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         self._validate_params()
         first = not hasattr(self, "_stream")
         self._check_stream(first, classes)
+        callbacks = Callbacks(self, X, y, sample_weight)
         with all_or_nothing(self):
             X, codes, targets, classes = check_data(self, X, y, classes=classes, first=not hasattr(self, "coef_"))
             objective = self._objective(X, codes, targets, classes, sample_weight)
+            callbacks.start()
             batch_size = self._batch_size(objective)
             W = self._previous(objective, classes) if hasattr(self, "coef_") else objective.zeros()
             if first:
@@ -270,10 +290,11 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
                     objective, W, **stream, learning_rate=self._schedule("invscaling"), max_iter=self.max_iter,
                     batch_size=batch_size, random_state=random_state if self.shuffle else None,
                 )  # fmt: skip
-        stream["epochs"] += 1
-        self._stream = stream
-        self._keep(objective, run.W, classes)
-        self.n_iter_ = stream["epochs"]
+            stream["epochs"] += 1
+            self._stream = stream
+            self._keep(objective, run.W, classes)
+            self.n_iter_ = stream["epochs"]
+            callbacks.finish()
         return self
 
     def _check_stream(self, first, classes):
@@ -355,29 +376,39 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         return W
 
     def _keep(self, objective, W, classes):
+        vars(self).update(self._fitted(objective, W, classes))
+
+    def _fitted(self, objective, W, classes):
+        """The attributes of an estimator fitted to W; copies."""
         if len(classes) == 2:
             W = W[1:] - W[:1]
         intercept = np.array(W[:, -1]) if self.fit_intercept else np.zeros(len(W), W.dtype)
-        self.classes_ = classes
-        self.coef_ = np.array(objective.coef(W), order="C")
-        # softmax leaves one constant on all intercepts free: they sum to zero here
-        self.intercept_ = intercept if len(classes) == 2 else intercept - intercept.mean()
+        if len(classes) > 2:
+            intercept -= intercept.mean()  # softmax leaves one constant on all intercepts free: they sum to zero here
+        return {"classes_": classes, "coef_": np.array(objective.coef(W), order="C"), "intercept_": intercept}
 
     def _hold_out(self, objective, random_state):
-        """The part to train on, and who watches the rest."""
+        """The part to train on, and the rest."""
         if not self.early_stopping:
-            return objective, Monitor(self)
+            return objective, None
         train, held_out = train_test_split(
             np.arange(objective.n_rows), test_size=self.validation_fraction, stratify=objective.codes,
             random_state=random_state,
         )  # fmt: skip
-        return objective.sample(np.sort(train)), Monitor(self, objective.sample(np.sort(held_out)))
+        return objective.sample(np.sort(train)), objective.sample(np.sort(held_out))
 
     def _batch_size(self, objective):
         return min(256 if self.batch_size == "auto" else self.batch_size, max(objective.n_rows, 1))
 
     def _schedule(self, auto):
         return auto if self.learning_rate == "auto" else self.learning_rate
+
+    def _unit(self):
+        return "epoch" if self.solver == "sgd" else "iteration"
+
+    def _stride(self):
+        """Iterations that a record of the solver stands for."""
+        return _solvers.STRIDE if self.solver != "sgd" and self.alpha * self.l1_ratio > 0 else 1
 
     def _solve(self, objective, W, random_state, monitor, M=None):
         common = {"max_iter": self.max_iter, "tol": self.tol, "monitor": monitor}

@@ -87,7 +87,7 @@ def _fit_path(model, objective, classes, alphas, score=lambda model: None):
     for model.alpha in alphas.tolist():
         objective.l2, objective.l1 = model._penalties(len(classes))
         with single_threaded_blas(), finite_or_error(objective):
-            run = model._solve(objective, W, check_random_state(model.random_state), Monitor(model), M)
+            run = model._solve(objective, W, check_random_state(model.random_state), Monitor(model, objective), M)
             check_finite(run.W, run.records[-1]["loss"])
         W, M = run.W, run.M
         model._keep(objective, W, classes)

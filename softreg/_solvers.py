@@ -31,8 +31,9 @@ class Run:
 
     def record(self, loss):
         seconds = time.perf_counter() - self.started
-        self.records.append({"loss": loss, "gap": np.nan, "passes": self.passes, "time": seconds})
-        return self.records[-1]
+        entry = {"loss": loss, "gap": np.nan, "gap_estimate": np.nan, "passes": self.passes, "time": seconds}
+        self.records.append(entry)
+        return entry
 
     def certify(self, objective, value, gradient, tol):
         """Compute the proven gap, and note it in the last record; whether it is within tol."""
@@ -61,6 +62,7 @@ def sgd(
     mean = np.zeros_like(W) if average else None
     quiet, best, steps = 0, np.inf, 0
     for epoch in range(max_iter):
+        monitor.begin()
         order = random_state.permutation(objective.n_rows) if shuffle else np.arange(objective.n_rows)
         losses = 0.0
         for batch, value in batches(objective, W, optimizer, order, batch_size, rate, learning_rate, epoch, max_iter):
@@ -162,6 +164,8 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
     the steps stop paying. The run ends on a proven gap of tol * F, or on an estimate: the Newton decrement over
     all rows, see `confirm`.
     """
+    if objective.l2:  # the optimum sums to zero over the classes, and preconditioners leave that sum as it is
+        objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
     run = Run(W)
     n, noise = objective.n_rows, np.finfo(objective.dtype).eps
     order = random_state.permutation(n)
@@ -175,6 +179,7 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
     radius, since_refresh = 1.5 * norm, 0
     wary = Wariness(objective)
     for _ in range(max_iter):
+        monitor.begin()
         accuracy = min(0.3, max(1e-3 if M.whole else 0.05, norm / np.sqrt(2 * abs(at.value) + np.finfo(float).tiny)))
         solve = trust_region_cg(part.objective, part.of(wary.of(at.P)), at.gradient, M, radius, accuracy)
         run.passes += solve.products * part.share
@@ -313,6 +318,7 @@ def confirm(objective, at, M, tol, run):
     solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.1, 300, min_products=least, enough=enough)
     run.passes += solve.products
     run.estimate = np.inf if solve.cut and solve.products == 300 else 2 * solve.decrement
+    run.records[-1]["gap_estimate"] = run.estimate
     new = Point.of(objective, at.W + solve.step, run)
     at = new if new.value < at.value else at
     run.W = at.W
@@ -403,6 +409,7 @@ def lbfgs(objective, W, *, max_iter, tol, monitor):
     last = {}
 
     def evaluate(x):
+        monitor.begin()
         run.passes += 1
         value, gradient = objective.value_and_gradient(unpack(x))
         last[x.tobytes()] = value, gradient
@@ -430,6 +437,9 @@ def lbfgs(objective, W, *, max_iter, tol, monitor):
     return run
 
 
+STRIDE = 10  # iterations of `proximal` that a record stands for
+
+
 def proximal(objective, W, *, max_iter, tol, monitor):
     """Accelerated proximal gradient (FISTA, Beck and Teboulle 2009) for l1 > 0, with exact zeros.
 
@@ -440,6 +450,7 @@ def proximal(objective, W, *, max_iter, tol, monitor):
     units = feature_units(objective)
     look, previous, momentum, L = W.copy(order="K"), W, 1.0, 1.0
     for iteration in range(max_iter):
+        monitor.begin()
         value, gradient = objective.value_and_gradient(look)
         run.passes += 1
         while True:
@@ -459,7 +470,7 @@ def proximal(objective, W, *, max_iter, tol, monitor):
         look = W + W.dtype.type(share) * (W - previous)
         previous, momentum, L = W, ahead, 0.9 * L
         run.W = W
-        if iteration % 10 == 9 or iteration == max_iter - 1:
+        if (iteration + 1) % STRIDE == 0 or iteration == max_iter - 1:
             record = run.record(value_new)
             run.certify(objective, value_new, gradient_new, tol)
             if monitor(W, record) or run.converged:
