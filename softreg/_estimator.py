@@ -16,14 +16,20 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from softreg import _solvers
 from softreg._monitor import Monitor
 from softreg._objective import Objective
-from softreg._optimizers import SGD
+from softreg._optimizers import SGD, AdaGrad, Adam, RMSProp
 from softreg._prediction import LinearSoftmaxClassifier
 from softreg._threads import effective_n_threads, single_threaded_blas
 from softreg._validation import all_or_nothing, check_data, check_finite, finite_or_error
 from softreg.functional import _check_weights
 
-SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling"}
-SGD_ONLY = ("batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle")
+SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}
+# Which solvers a parameter is for; what is not named here is for all of them.
+STOCHASTIC = ("sgd", "adagrad", "rmsprop", "adam")
+ONLY_FOR = {
+    **dict.fromkeys(("batch_size", "learning_rate", "eta0", "average", "shuffle"), STOCHASTIC),
+    **dict.fromkeys(("momentum", "nesterov"), ("sgd",)),
+    **dict.fromkeys(("beta_1", "beta_2"), ("adam",)),
+}
 
 
 class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
@@ -131,7 +137,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         "alpha": [Interval(numbers.Real, 0, None, closed="left")],
         "l1_ratio": [Interval(numbers.Real, 0, 1, closed="both")],
         "fit_intercept": ["boolean"],
-        "solver": [StrOptions({"auto", "newton-cg", "lbfgs", "sgd"})],
+        "solver": [StrOptions({"auto", "newton-cg", "lbfgs", *STOCHASTIC})],
         "max_iter": [Interval(numbers.Integral, 1, None, closed="left")],
         "tol": [Interval(numbers.Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(numbers.Integral, 1, None, closed="left")],
@@ -139,6 +145,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         "eta0": [StrOptions({"auto"}), Interval(numbers.Real, 0, None, closed="neither")],
         "momentum": [Interval(numbers.Real, 0, 1, closed="left")],
         "nesterov": ["boolean"],
+        "beta_1": [Interval(numbers.Real, 0, 1, closed="left")],
+        "beta_2": [Interval(numbers.Real, 0, 1, closed="left")],
         "average": ["boolean"],
         "shuffle": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
@@ -154,8 +162,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
 
     def __init__(
         self, *, alpha=1e-4, l1_ratio=0.0, fit_intercept=True, solver="auto", max_iter=100, tol=1e-4,
-        batch_size="auto", learning_rate="auto", eta0="auto", momentum=0.9, nesterov=True, average=False, shuffle=True,
-        class_weight=None, label_smoothing=0.0, early_stopping=False, validation_fraction=0.1, n_iter_no_change=5,
+        batch_size="auto", learning_rate="auto", eta0="auto", momentum=0.9, nesterov=True, beta_1=0.9, beta_2=0.999,
+        average=False, shuffle=True, class_weight=None, label_smoothing=0.0, early_stopping=False, validation_fraction=0.1, n_iter_no_change=5,
         warm_start=False, random_state=None, n_jobs=None, verbose=0,
     ):  # fmt: skip
         self.alpha = alpha
@@ -169,6 +177,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         self.eta0 = eta0
         self.momentum = momentum
         self.nesterov = nesterov
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
         self.average = average
         self.shuffle = shuffle
         self.class_weight = class_weight
@@ -251,50 +261,50 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         self
         """
         self._validate_params()
-        first = not hasattr(self, "_stream")
-        self._check_stream(first, classes)
+        known = hasattr(self, "coef_")
+        self._check_stream(known, classes)
         with all_or_nothing(self):
-            X, codes, targets, classes = check_data(self, X, y, classes=classes, first=not hasattr(self, "coef_"))
+            X, codes, targets, classes = check_data(self, X, y, classes=classes, first=not known, min_rows=0)
             objective = self._objective(X, codes, targets, classes, sample_weight)
-            batch_size = self._batch_size(objective)
-            W = self._previous(objective, classes) if hasattr(self, "coef_") else objective.zeros()
-            if first:
-                rate = self.eta0 if self.eta0 != "auto" else _solvers.automatic_rate(objective, batch_size)
-                stream = {"optimizer": SGD(self.momentum, self.nesterov), "rate": rate, "epochs": 0}
-            else:
-                stream = copy.deepcopy(self._stream)
-            random_state = check_random_state(self.random_state)
-            with single_threaded_blas(), finite_or_error(objective):
-                run = _solvers.stream(
-                    objective, W, **stream, learning_rate=self._schedule("invscaling"), max_iter=self.max_iter,
-                    batch_size=batch_size, random_state=random_state if self.shuffle else None,
-                )  # fmt: skip
-        stream["epochs"] += 1
-        self._stream = stream
-        self._keep(objective, run.W, classes)
-        self.n_iter_ = stream["epochs"]
+            W = self._previous(objective, classes) if known else objective.zeros()
+            state = copy.deepcopy(getattr(self, "_stream", None)) or _solvers.Stream(self._optimizer())
+            if X.shape[0]:
+                with single_threaded_blas(), finite_or_error(objective):
+                    W = self._learn(objective, W, state)
+        self._stream = state
+        self._keep(objective, W, classes)
+        self.n_iter_ = state.calls
         return self
 
-    def _check_stream(self, first, classes):
+    def _learn(self, objective, W, state):
+        """Go on with a stream; a parameter that was set since the last call counts from here on."""
+        optimizer = self._optimizer()
+        state.optimizer = state.optimizer if state.optimizer == optimizer else optimizer
+        random_state = check_random_state(self.random_state)
+        return _solvers.stream(
+            objective, W, state, eta0=self.eta0, learning_rate=self._schedule("invscaling"), average=self.average,
+            batch_size=self._batch_size(objective), random_state=random_state if self.shuffle else None,
+        )  # fmt: skip
+
+    def _check_stream(self, known, classes):
         """What a fit knows and a stream cannot."""
         for name, refused in {
-            "early_stopping": (True,), "average": (True,), "class_weight": ("balanced",),
-            "learning_rate": ("linear", "cosine"),
+            "early_stopping": (True,), "class_weight": ("balanced",), "learning_rate": ("linear", "cosine", "adaptive"),
         }.items():  # fmt: skip
             if (value := getattr(self, name)) in refused:
                 raise ValueError(f"{name}={value!r} needs all rows or the end of the fit; partial_fit knows neither")
-        if first and classes is None and not hasattr(self, "coef_"):
+        if not known and classes is None:
             raise ValueError("classes must be given in the first call of partial_fit")
 
     def _check_combination(self):
         """A parameter that would be ignored is an error."""
         if self.l1_ratio > 0 and self.solver in ("newton-cg", "lbfgs"):
             raise ValueError(f"l1_ratio={self.l1_ratio} needs solver='auto' or 'sgd'; solver={self.solver!r} is smooth")
-        if self.solver != "sgd":
-            defaults = inspect.signature(type(self).__init__).parameters
-            for name in SGD_ONLY:
-                if (value := getattr(self, name)) != defaults[name].default:
-                    raise ValueError(f"{name}={value!r} is for solver='sgd'; solver={self.solver!r} has no use for it")
+        defaults = inspect.signature(type(self).__init__).parameters
+        for name, solvers in ONLY_FOR.items():
+            if self.solver not in solvers and (value := getattr(self, name)) != defaults[name].default:
+                solvers = " or ".join(f"solver={solver!r}" for solver in solvers)
+                raise ValueError(f"{name}={value!r} is for {solvers}; solver={self.solver!r} has no use for it")
 
     def _objective(self, X, codes, targets, classes, sample_weight):
         weight = None
@@ -304,11 +314,11 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
             if codes is None:
                 raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
             of_class = compute_class_weight(self.class_weight, classes=classes, y=classes[codes], sample_weight=weight)
-            if not (np.isfinite(of_class).all() and (of_class >= 0).all() and of_class[codes].any()):
+            if not (np.isfinite(of_class).all() and (of_class >= 0).all() and (of_class[codes].any() or not len(codes))):
                 raise ValueError(f"class_weight must be finite, not negative and not all zero; got {self.class_weight}")
             of_row = of_class[codes].astype(X.dtype)
             weight = of_row if weight is None else weight * of_row
-        if weight is not None and not weight.sum(dtype=np.float64) > 0:
+        if weight is not None and len(weight) and not weight.sum(dtype=np.float64) > 0:
             raise ValueError("sample_weight sums to zero: nothing is left to fit")
         binary = len(classes) == 2
         return Objective(
@@ -359,11 +369,16 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
     def _schedule(self, auto):
         return auto if self.learning_rate == "auto" else self.learning_rate
 
+    def _optimizer(self):
+        if self.solver == "adam":
+            return Adam(self.beta_1, self.beta_2)
+        return {"adagrad": AdaGrad, "rmsprop": RMSProp}.get(self.solver, lambda: SGD(self.momentum, self.nesterov))()
+
     def _solve(self, objective, W, random_state, monitor):
         common = {"max_iter": self.max_iter, "tol": self.tol, "monitor": monitor}
-        if self.solver == "sgd":
+        if self.solver in STOCHASTIC:
             return _solvers.sgd(
-                objective, W, SGD(self.momentum, self.nesterov), eta0=self.eta0, shuffle=self.shuffle,
+                objective, W, self._optimizer(), eta0=self.eta0, shuffle=self.shuffle,
                 learning_rate=self._schedule("linear"), batch_size=self._batch_size(objective),
                 n_iter_no_change=self.n_iter_no_change, average=self.average, random_state=random_state, **common,
             )  # fmt: skip
@@ -382,6 +397,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         advice = {
             "precision": f"The digits of {run.W.dtype} are used up: scale the features, or give X as float64.",
             "line_search": f"The line search of {self.solver} found no lower point: scale the features, or use 'auto'.",
+            "rate": "The adaptive rate went down to a millionth: raise eta0 or tol, or standardise the features.",
             "max_iter": "Increase max_iter, standardise the features, or raise alpha or tol.",
         }
         warnings.warn(

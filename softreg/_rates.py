@@ -1,0 +1,82 @@
+"""What eta0="auto" means: a rate for each column of W, as high as it can be without overshooting."""
+
+import numpy as np
+
+SAMPLE = 4096  # rows that tell the curvature of all; fewer where they are wide
+NUMBERS = 2**22  # of a dense sample or block at most: X may be larger than memory, and copies of it may not
+
+
+def automatic_rate(objective, batch_size, optimizer):
+    """The rate of each column, as an array of shape (p,), for minibatches of all rows."""
+    sizes = column_sizes(objective)
+    return rate_of(objective, optimizer, sizes, steepness(objective, optimizer, sizes, batch_size))
+
+
+def column_sizes(objective):
+    """max |x_ij| of each column, 1 for the intercept; X is read block by block."""
+    sizes, d = np.ones(objective.shape[1]), objective.n_features
+    sizes[:d] = 0
+    step = 2**16 if objective.sparse else max(NUMBERS // d, 1)
+    for start in range(0, objective.n_rows, step):
+        block = slice(start, start + step)
+        largest = abs(objective.X[block if objective.rows is None else objective.rows[block]]).max(axis=0)
+        np.maximum(sizes[:d], largest.toarray().ravel() if objective.sparse else largest, out=sizes[:d])
+    return sizes
+
+
+def units(objective, optimizer, sizes):
+    """The step of each column that counts as one, so that rates do not depend on the units that features come in.
+
+    The normalisation is that of Ross, Mineiro and Langford (2013). A gradient grows with the feature, and the step
+    has to shrink with it: 1 / size^2, or 1 / size where the optimiser divides by the size of the gradient already.
+    Twice l2 in it keeps the penalty of a tiny feature from being what limits all rates.
+    """
+    sizes = np.where(sizes > 0, sizes, 1)
+    return 1 / sizes if optimizer.reach else 1 / np.maximum(sizes**2 + 2 * objective.l2, np.finfo(float).tiny)
+
+
+def rate_of(objective, optimizer, sizes, steepness):
+    """1 / L, or what moves the logits of a mean row by `reach`, in units of the columns."""
+    return ((optimizer.reach or 1) / steepness * units(objective, optimizer, sizes)).astype(objective.dtype)
+
+
+def steepness(objective, optimizer, sizes, batch_size, n_rows=None):
+    """L for minibatches out of `n_rows` rows, in units of the columns; with a `reach`, how far unit steps move logits.
+
+    The Hessian of one row is at most (1/2) [x 1][x 1]^T in every direction of the classes (Böhning 1992), so
+    L <= 1/2 lambda_max for the whole, 1/2 n s/S ||[x 1]||^2 for a single row, and for batches the mean of both
+    that Gower et al. (2019) derive. lambda_max comes from power iterations on a sample of the rows. Signed unit
+    steps move the logits of a row by at most ||[x 1]||_1, of which the mean is taken.
+    """
+    count = SAMPLE if objective.sparse else min(SAMPLE, max(NUMBERS // objective.n_features, 64))
+    rows = np.unique(np.linspace(0, objective.n_rows - 1, count).astype(np.intp))
+    rows = rows if objective.rows is None else objective.rows[rows]
+    X, offset = objective.X[rows], objective.fit_intercept  # a copy
+    unit = units(objective, optimizer, sizes)[: objective.n_features]
+    scale = (unit if optimizer.reach else np.sqrt(unit)).astype(X.dtype)
+    if objective.sparse:
+        X.data *= scale[X.indices]
+    else:
+        X *= scale
+    if optimizer.reach:
+        return float(abs(X).sum(axis=1).mean() + offset)
+    s = np.ones(len(rows)) if objective.sample_weight is None else objective.sample_weight[rows].astype(np.float64)
+    squares = np.asarray(X.multiply(X).sum(axis=1)).ravel() if objective.sparse else np.einsum("ij,ij->i", X, X)
+    n = n_rows or max(objective.n_rows, 2)
+    batch = min(batch_size, n)
+    single = float(((squares + offset) * s).max()) * objective.n_rows / objective.total_weight
+    share = (1 - batch / n) / (batch * (1 - 1 / n))
+    whole = largest_eigenvalue(X, s / s.sum(), offset) if share < 1 else 0.0
+    L = 0.5 * ((1 - share) * whole + share * single * optimizer.lag) + objective.l2 * unit.max()
+    return max(float(L), float(np.finfo(objective.dtype).tiny))
+
+
+def largest_eigenvalue(X, share, offset, iterations=20):
+    """Of A^T diag(share) A, where A is X or [X 1], by power iterations."""
+    v, largest = np.random.default_rng(0).standard_normal(X.shape[1] + bool(offset)), 0.0
+    for _ in range(iterations):
+        v /= np.linalg.norm(v) or 1.0
+        z = share * (X @ v[: X.shape[1]].astype(X.dtype) + (v[-1] if offset else 0.0))
+        v = np.append(X.T @ z.astype(X.dtype), z.sum()) if offset else (X.T @ z.astype(X.dtype)).astype(np.float64)
+        largest = np.linalg.norm(v)
+    return largest
