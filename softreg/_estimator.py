@@ -50,10 +50,11 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         Share of the L1 penalty, in [0, 1]; above 0, coefficients can be exactly zero.
     fit_intercept : bool, default=True
         Whether to fit an intercept for each class.
-    solver : {"auto", "newton-cg", "lbfgs", "sgd"}, default="auto"
+    solver : {"auto", "newton-cg", "lbfgs", "sgd", "adagrad", "rmsprop", "adam"}, default="auto"
         "auto" is preconditioned Newton-CG that starts on a sample of the rows where there are many, and accelerated
-        proximal gradient where l1_ratio > 0; "newton-cg" takes all rows from the start; "lbfgs" is scipy's; "sgd" is
-        minibatch stochastic gradient descent, the only one with a rate, batches and momentum.
+        proximal gradient where l1_ratio > 0; "newton-cg" takes all rows from the start; "lbfgs" is scipy's. The others
+        take minibatches: "sgd" is gradient descent with momentum, "adagrad", "rmsprop" and "adam" divide by the size
+        of the gradients so far. `partial_fit` takes "sgd" where the solver is one of the first three.
     max_iter : int, default=100
         The most iterations: Newton or L-BFGS steps, proximal steps, epochs of SGD.
     tol : float, default=1e-4
@@ -61,17 +62,26 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         `stopped_on_` tells of; otherwise it warns.
     batch_size : int or "auto", default="auto"
         Rows a minibatch; "auto" is 256, or n if that is less.
-    learning_rate : {"auto", "constant", "linear", "cosine", "invscaling"}, default="auto"
-        How the rate goes down from eta0. "auto" is "linear": to zero at max_iter. In `partial_fit`, which does not
-        know the end, it is "invscaling": eta0 / sqrt(1 + epochs).
+    learning_rate : {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}, default="auto"
+        How the rate goes down from eta0. "linear" and "cosine" end at zero after max_iter epochs; "invscaling" is
+        eta0 / sqrt(1 + epochs); "adaptive" divides by 5 each time the loss has not gone down by tol times itself for
+        `n_iter_no_change` epochs, and ends the fit under eta0 / 10^6. "auto" is "linear", and in `partial_fit`, which
+        does not know the end, "invscaling". An epoch of a stream is 10,000 rows, however they come.
     eta0 : float or "auto", default="auto"
-        The first rate. "auto" takes the largest that cannot overshoot on the mean batch, from the data's curvature.
+        The first rate. "auto" finds one for each feature, from its largest size, and so does not depend on the units
+        of the features: the largest that cannot overshoot on the mean batch, by the data's curvature; of "adagrad",
+        "rmsprop" and "adam" what moves the logits of a mean row by at most 5, 1 and 2 a step. In a stream it is
+        found again for each batch, from all rows so far.
     momentum : float, default=0.9
-        Momentum, in [0, 1).
+        Momentum of "sgd", in [0, 1).
     nesterov : bool, default=True
         Whether momentum looks ahead.
+    beta_1 : float, default=0.9
+        How much of its mean gradient "adam" keeps in a step, in [0, 1).
+    beta_2 : float, default=0.999
+        The same of the mean squared gradient.
     average : bool, default=False
-        Whether to keep the mean of all iterates in place of the last one.
+        Whether to keep the mean of all iterates in place of the last one; with l1, zeros of it are rare.
     shuffle : bool, default=True
         Whether to shuffle the rows before each epoch.
     class_weight : dict or "balanced", default=None
@@ -104,7 +114,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         Iterations that were run; of the proximal solver, in tens.
     stopped_on_ : str
         "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
-        "max_iter", "precision" where the dtype of X cannot tell the objective any better, or "line_search".
+        "max_iter", "precision" where the dtype of X cannot tell the objective any better, "line_search", or "rate"
+        where the adaptive rate has become tiny.
     optimality_gap_ : float
         A proven bound on F - min F at the end, by duality; inf where there is none (alpha = 0).
     gap_estimate_ : float
@@ -120,6 +131,11 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
     ----------
     Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
     Sutskever et al. (2013), On the importance of initialization and momentum in deep learning, ICML.
+    Duchi et al. (2011), Adaptive subgradient methods for online learning and stochastic optimization, JMLR 12.
+    Tieleman and Hinton (2012), Lecture 6.5: rmsprop, Coursera.
+    Kingma and Ba (2015), Adam: a method for stochastic optimization, ICLR.
+    Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30.
+    Ross, Mineiro and Langford (2013), Normalized online learning, UAI.
     Gower et al. (2019), SGD: general analysis and improved rates, ICML.
     Steihaug (1983), The conjugate gradient method and trust regions, SIAM J. Numer. Anal. 20.
     Beck and Teboulle (2009), A fast iterative shrinkage-thresholding algorithm, SIAM J. Imaging Sci. 2.
@@ -248,17 +264,31 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         return self
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """Go once over a batch of rows, with minibatch SGD from where the last call ended.
+        """Go once over a batch of rows, in minibatches, from where the last call ended.
+
+        What the optimiser remembers, the mean of `average`, and how many rows have come are kept between calls, and
+        pickled with the estimator. A parameter that is set between calls counts from the next one on; another solver
+        or momentum forgets the gradients so far. `n_iter_` counts the calls that brought rows.
 
         Parameters
         ----------
         X, y, sample_weight : as in `fit`
-        classes : array of labels, or the number of classes for target probabilities
+            Any number of rows; none at all changes nothing.
+        classes : array of labels in any order, or their number where they are 0 .. classes - 1
             All classes that will ever come; needed in the first call.
 
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If the data or a parameter cannot be used: other features or classes than before, or a parameter that
+            needs all rows or the end of the fit (`early_stopping`, ``class_weight="balanced"``, a `learning_rate`
+            that is planned or looks at epochs).
+        FloatingPointError
+            As in `fit`.
         """
         self._validate_params()
         known = hasattr(self, "coef_")
@@ -267,8 +297,10 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
             X, codes, targets, classes = check_data(self, X, y, classes=classes, first=not known, min_rows=0)
             objective = self._objective(X, codes, targets, classes, sample_weight)
             W = self._previous(objective, classes) if known else objective.zeros()
+            if known and not objective.n_rows:
+                return self
             state = copy.deepcopy(getattr(self, "_stream", None)) or _solvers.Stream(self._optimizer())
-            if X.shape[0]:
+            if objective.n_rows:
                 with single_threaded_blas(), finite_or_error(objective):
                     W = self._learn(objective, W, state)
         self._stream = state

@@ -105,12 +105,13 @@ def schedule(name, progress, power=0.5):
     """The factor on eta0 after `progress` epochs of a fit planned for `total`, progress = (epochs done, total).
 
     constant    1
+    adaptive    1, of a rate that the solver lowers by itself
     linear      1 - t / T
     cosine      (1 + cos(pi t / T)) / 2                (Loshchilov and Hutter 2017)
     invscaling  (1 + t)^-power                         (Robbins and Monro 1951)
     """
     done, total = progress
-    if name == "constant":
+    if name in ("constant", "adaptive"):
         return 1.0
     if name == "linear":
         return max(0.0, 1.0 - done / total)

@@ -13,14 +13,18 @@ def automatic_rate(objective, batch_size, optimizer):
 
 
 def column_sizes(objective):
-    """max |x_ij| of each column, 1 for the intercept; X is read block by block."""
+    """max |x_ij| of each column over rows that have a weight, 1 for the intercept; X is read block by block."""
     sizes, d = np.ones(objective.shape[1]), objective.n_features
     sizes[:d] = 0
     step = 2**16 if objective.sparse else max(NUMBERS // d, 1)
     for start in range(0, objective.n_rows, step):
-        block = slice(start, start + step)
-        largest = abs(objective.X[block if objective.rows is None else objective.rows[block]]).max(axis=0)
-        np.maximum(sizes[:d], largest.toarray().ravel() if objective.sparse else largest, out=sizes[:d])
+        rows = np.arange(start, min(start + step, objective.n_rows))
+        rows = rows if objective.rows is None else objective.rows[rows]
+        if objective.sample_weight is not None:
+            rows = rows[objective.sample_weight[rows] > 0]
+        if len(rows):
+            largest = abs(objective.X[rows]).max(axis=0)
+            np.maximum(sizes[:d], largest.toarray().ravel() if objective.sparse else largest, out=sizes[:d])
     return sizes
 
 
@@ -45,8 +49,8 @@ def steepness(objective, optimizer, sizes, batch_size, n_rows=None):
 
     The Hessian of one row is at most (1/2) [x 1][x 1]^T in every direction of the classes (Böhning 1992), so
     L <= 1/2 lambda_max for the whole, 1/2 n s/S ||[x 1]||^2 for a single row, and for batches the mean of both
-    that Gower et al. (2019) derive. lambda_max comes from power iterations on a sample of the rows. Signed unit
-    steps move the logits of a row by at most ||[x 1]||_1, of which the mean is taken.
+    that Gower et al. (2019) derive. lambda_max comes from power iterations on a sample of the rows. Momentum adds up what
+    single rows ask for, `lag` steps of it. Signed unit steps move the logits of a row by at most ||[x 1]||_1, of which the weighted mean is taken.
     """
     count = SAMPLE if objective.sparse else min(SAMPLE, max(NUMBERS // objective.n_features, 64))
     rows = np.unique(np.linspace(0, objective.n_rows - 1, count).astype(np.intp))
@@ -58,16 +62,17 @@ def steepness(objective, optimizer, sizes, batch_size, n_rows=None):
         X.data *= scale[X.indices]
     else:
         X *= scale
-    if optimizer.reach:
-        return float(abs(X).sum(axis=1).mean() + offset)
     s = np.ones(len(rows)) if objective.sample_weight is None else objective.sample_weight[rows].astype(np.float64)
+    share = s / (s.sum() or 1)
+    if optimizer.reach:
+        return float(np.asarray(abs(X).sum(axis=1)).ravel() @ share + offset)
     squares = np.asarray(X.multiply(X).sum(axis=1)).ravel() if objective.sparse else np.einsum("ij,ij->i", X, X)
     n = n_rows or max(objective.n_rows, 2)
     batch = min(batch_size, n)
     single = float(((squares + offset) * s).max()) * objective.n_rows / objective.total_weight
-    share = (1 - batch / n) / (batch * (1 - 1 / n))
-    whole = largest_eigenvalue(X, s / s.sum(), offset) if share < 1 else 0.0
-    L = 0.5 * ((1 - share) * whole + share * single * optimizer.lag) + objective.l2 * unit.max()
+    noise = (1 - batch / n) / (batch * (1 - 1 / n))
+    whole = largest_eigenvalue(X, share, offset) if noise < 1 else 0.0
+    L = 0.5 * ((1 - noise) * whole + noise * single * optimizer.lag) + objective.l2 * unit.max()
     return max(float(L), float(np.finfo(objective.dtype).tiny))
 
 
