@@ -66,7 +66,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         How the rate goes down from eta0. "linear" and "cosine" end at zero after max_iter epochs; "invscaling" is
         eta0 / sqrt(1 + epochs); "adaptive" divides by 5 each time the loss has not gone down by tol times itself for
         `n_iter_no_change` epochs, and ends the fit under eta0 / 10^6. "auto" is "linear", and in `partial_fit`, which
-        does not know the end, "invscaling". An epoch of a stream is 10,000 rows, however they come.
+        does not know the end, "invscaling". An epoch of a stream is 1,000 rows, however they come.
     eta0 : float or "auto", default="auto"
         The first rate. "auto" finds one for each feature, from its largest size, and so does not depend on the units
         of the features: the largest that cannot overshoot on the mean batch, by the data's curvature; of "adagrad",
@@ -179,8 +179,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
     def __init__(
         self, *, alpha=1e-4, l1_ratio=0.0, fit_intercept=True, solver="auto", max_iter=100, tol=1e-4,
         batch_size="auto", learning_rate="auto", eta0="auto", momentum=0.9, nesterov=True, beta_1=0.9, beta_2=0.999,
-        average=False, shuffle=True, class_weight=None, label_smoothing=0.0, early_stopping=False, validation_fraction=0.1, n_iter_no_change=5,
-        warm_start=False, random_state=None, n_jobs=None, verbose=0,
+        average=False, shuffle=True, class_weight=None, label_smoothing=0.0, early_stopping=False,
+        validation_fraction=0.1, n_iter_no_change=5, warm_start=False, random_state=None, n_jobs=None, verbose=0,
     ):  # fmt: skip
         self.alpha = alpha
         self.l1_ratio = l1_ratio
@@ -346,7 +346,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
             if codes is None:
                 raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
             of_class = compute_class_weight(self.class_weight, classes=classes, y=classes[codes], sample_weight=weight)
-            if not (np.isfinite(of_class).all() and (of_class >= 0).all() and (of_class[codes].any() or not len(codes))):
+            some = of_class[codes].any() or not len(codes)
+            if not (np.isfinite(of_class).all() and (of_class >= 0).all() and some):
                 raise ValueError(f"class_weight must be finite, not negative and not all zero; got {self.class_weight}")
             of_row = of_class[codes].astype(X.dtype)
             weight = of_row if weight is None else weight * of_row

@@ -49,8 +49,9 @@ def steepness(objective, optimizer, sizes, batch_size, n_rows=None):
 
     The Hessian of one row is at most (1/2) [x 1][x 1]^T in every direction of the classes (Böhning 1992), so
     L <= 1/2 lambda_max for the whole, 1/2 n s/S ||[x 1]||^2 for a single row, and for batches the mean of both
-    that Gower et al. (2019) derive. lambda_max comes from power iterations on a sample of the rows. Momentum adds up what
-    single rows ask for, `lag` steps of it. Signed unit steps move the logits of a row by at most ||[x 1]||_1, of which the weighted mean is taken.
+    that Gower et al. (2019) derive; momentum adds up `lag` steps of the noise of single rows. lambda_max comes from
+    power iterations on a sample of the rows. Signed unit steps move the logits of a row by at most ||[x 1]||_1, of
+    which the weighted mean is taken.
     """
     count = SAMPLE if objective.sparse else min(SAMPLE, max(NUMBERS // objective.n_features, 64))
     rows = np.unique(np.linspace(0, objective.n_rows - 1, count).astype(np.intp))

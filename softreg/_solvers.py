@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from softreg import _optimizers
 from softreg._objective import inner
 from softreg._preconditioners import Blocks, ScaledCorrelation, preconditioner
-from softreg._rates import automatic_rate, column_sizes, rate_of, steepness
+from softreg._rates import automatic_rate, column_sizes, rate_of, steepness, units
 
 
 @dataclass
@@ -140,29 +140,38 @@ class Stream:
     W: np.ndarray | None = None  # the last iterate, where its mean is what is kept
     mean: Mean | None = None
 
-    def automatic_rate(self, objective, batch_size):
+    def automatic_rate(self, objective, W, batch_size):
         """The rate for the rows seen so far, lowered where those in hand are steeper.
 
         The largest eigenvalue of a mean is at most the mean of the largest eigenvalues: a mean over batches is safe
-        for all of their rows, and does not remember for ever that the first of them was a single row.
+        for all of their rows, and does not remember for ever that the first of them was a single row. Where a feature
+        turns out to be larger than it was, what it has learned came in steps that were too long, and is shortened as
+        they should have been (Ross, Mineiro and Langford 2013, algorithm 1).
         """
-        self.sizes = np.maximum(self.sizes, column_sizes(objective))
+        before, self.sizes = self.sizes, np.maximum(self.sizes, column_sizes(objective))
+        shorter = units(objective, self.optimizer, self.sizes) / units(objective, self.optimizer, before)
+        for learned in (W, self.mean.W) if self.mean else (W,):
+            learned *= np.where(before > 0, shorter, 1).astype(W.dtype)
         own = steepness(objective, self.optimizer, self.sizes, batch_size, n_rows=np.inf)
         self.steepness += (own - self.steepness) * objective.n_rows / (self.rows + objective.n_rows)
         return rate_of(objective, self.optimizer, self.sizes, max(own, self.steepness))
 
 
-EPOCH = 10_000  # rows of a stream that its schedule takes for an epoch
+EPOCH = 1000  # rows of a stream that its schedule takes for an epoch
 
 
 def stream(objective, W, state, *, eta0, learning_rate, batch_size, average, random_state):
     """One pass over rows that may never come again; returns what to predict with."""
     order = np.arange(objective.n_rows) if random_state is None else random_state.permutation(objective.n_rows)
-    if auto := eta0 == "auto":
-        eta0 = state.automatic_rate(objective, batch_size)
     if state.mean is not None:
         W[...] = state.W
-    state.mean = (state.mean or Mean(objective.zeros())) if average else None
+    if auto := eta0 == "auto":
+        eta0 = state.automatic_rate(objective, W, batch_size)
+    if average:
+        mean = state.mean or Mean(objective.zeros())
+        state.mean = Mean(mean.W.astype(objective.dtype, copy=False), mean.steps)
+    else:
+        state.mean = None
     rates = Rates(eta0, learning_rate, state.rows, EPOCH)
     losses = one_pass(objective, W, state.optimizer, order, batch_size, rates, state.mean)
     state.rows += objective.n_rows

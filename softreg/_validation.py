@@ -15,6 +15,8 @@ FLOATS = (np.float64, np.float32)
 
 def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
     """X as the kernels take it, codes or targets, and the classes."""
+    if min_rows == 0 and np.shape(y)[:1] == (0,):
+        y = []  # whatever the width of no targets
     soft = (shape := np.asarray(y).shape)[1:] > (1,) and len(shape) == 2
     X, y = validate_data(
         estimator, X, y, accept_sparse="csr", accept_large_sparse=True, dtype=FLOATS, multi_output=soft, reset=first,
