@@ -68,10 +68,10 @@ class SoftmaxRegression(LinearSoftmaxClassifier, BaseEstimator):
         `n_iter_no_change` epochs, and ends the fit under eta0 / 10^6. "auto" is "linear", and in `partial_fit`, which
         does not know the end, "invscaling". An epoch of a stream is 1,000 rows, however they come.
     eta0 : float or "auto", default="auto"
-        The first rate. "auto" finds one for each feature, from its largest size, and so does not depend on the units
-        of the features: the largest that cannot overshoot on the mean batch, by the data's curvature; of "adagrad",
-        "rmsprop" and "adam" what moves the logits of a mean row by at most 5, 1 and 2 a step. In a stream it is
-        found again for each batch, from all rows so far.
+        The first rate. "auto" finds one for each feature, from the root mean square of its entries that are not zero,
+        and so does not depend on its unit: the largest that does not overshoot on the mean batch, by the data's
+        curvature; of "adagrad", "rmsprop" and "adam" what moves the logits of a mean row by at most 5, 1 and 2 a
+        step. In a stream it is found again for each batch, from all rows so far.
     momentum : float, default=0.9
         Momentum of "sgd", in [0, 1).
     nesterov : bool, default=True

@@ -3,29 +3,34 @@
 import numpy as np
 
 SAMPLE = 4096  # rows that tell the curvature of all; fewer where they are wide
-NUMBERS = 2**22  # of a dense sample or block at most: X may be larger than memory, and copies of it may not
+NUMBERS = 2**21  # of a dense sample or block at most: X may be larger than memory, and copies of it may not
 
 
 def automatic_rate(objective, batch_size, optimizer):
     """The rate of each column, as an array of shape (p,), for minibatches of all rows."""
-    sizes = column_sizes(objective)
+    sizes = column_sizes(column_totals(objective))
     return rate_of(objective, optimizer, sizes, steepness(objective, optimizer, sizes, batch_size))
 
 
-def column_sizes(objective):
-    """max |x_ij| of each column over rows that have a weight, 1 for the intercept; X is read block by block."""
-    sizes, d = np.ones(objective.shape[1]), objective.n_features
-    sizes[:d] = 0
+def column_totals(objective):
+    """sum_i s_i x_ij^2 and sum_i s_i [x_ij != 0] of each column, shape (2, p); X is read block by block."""
+    totals, d = np.ones((2, objective.shape[1])), objective.n_features
+    totals[:, :d] = 0
     step = 2**16 if objective.sparse else max(NUMBERS // d, 1)
     for start in range(0, objective.n_rows, step):
         rows = np.arange(start, min(start + step, objective.n_rows))
         rows = rows if objective.rows is None else objective.rows[rows]
-        if objective.sample_weight is not None:
-            rows = rows[objective.sample_weight[rows] > 0]
-        if len(rows):
-            largest = abs(objective.X[rows]).max(axis=0)
-            np.maximum(sizes[:d], largest.toarray().ravel() if objective.sparse else largest, out=sizes[:d])
-    return sizes
+        s = np.ones(len(rows)) if objective.sample_weight is None else objective.sample_weight[rows].astype(np.float64)
+        X = objective.X[rows].astype(np.float64)
+        totals[1, :d] += s @ (X != 0)
+        totals[0, :d] += s @ (X.multiply(X) if objective.sparse else np.multiply(X, X, out=X))
+    return totals
+
+
+def column_sizes(totals):
+    """The root mean square of the entries that are not zero: rare words are as large as common ones."""
+    squares, counts = totals
+    return np.sqrt(squares / np.where(counts > 0, counts, 1))
 
 
 def units(objective, optimizer, sizes):
@@ -48,10 +53,11 @@ def steepness(objective, optimizer, sizes, batch_size, n_rows=None):
     """L for minibatches out of `n_rows` rows, in units of the columns; with a `reach`, how far unit steps move logits.
 
     The Hessian of one row is at most (1/2) [x 1][x 1]^T in every direction of the classes (Böhning 1992), so
-    L <= 1/2 lambda_max for the whole, 1/2 n s/S ||[x 1]||^2 for a single row, and for batches the mean of both
-    that Gower et al. (2019) derive; momentum adds up `lag` steps of the noise of single rows. lambda_max comes from
-    power iterations on a sample of the rows. Signed unit steps move the logits of a row by at most ||[x 1]||_1, of
-    which the weighted mean is taken.
+    L <= 1/2 lambda_max for the whole, L_i <= 1/2 n s_i/S ||[x_i 1]||^2 for a single row, and for batches the
+    mean of both that Gower et al. (2019) derive; momentum adds up `lag` steps of the noise of single rows. Of the L_i
+    their mean weighted by themselves is taken, not the largest: gradients of softmax are bounded, and a rare steep row
+    makes a long step, not a divergence. lambda_max comes from power iterations on a sample of the rows. Signed unit
+    steps move the logits of a row by at most ||[x 1]||_1, of which the weighted mean is taken.
     """
     count = SAMPLE if objective.sparse else min(SAMPLE, max(NUMBERS // objective.n_features, 64))
     rows = np.unique(np.linspace(0, objective.n_rows - 1, count).astype(np.intp))
@@ -70,7 +76,8 @@ def steepness(objective, optimizer, sizes, batch_size, n_rows=None):
     squares = np.asarray(X.multiply(X).sum(axis=1)).ravel() if objective.sparse else np.einsum("ij,ij->i", X, X)
     n = n_rows or max(objective.n_rows, 2)
     batch = min(batch_size, n)
-    single = float(((squares + offset) * s).max()) * objective.n_rows / objective.total_weight
+    alone = (squares + offset) * s * (objective.n_rows / objective.total_weight)
+    single = float(alone @ alone / (alone.sum() or 1))
     noise = (1 - batch / n) / (batch * (1 - 1 / n))
     whole = largest_eigenvalue(X, share, offset) if noise < 1 else 0.0
     L = 0.5 * ((1 - noise) * whole + noise * single * optimizer.lag) + objective.l2 * unit.max()

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from softreg import _optimizers
 from softreg._objective import inner
 from softreg._preconditioners import Blocks, ScaledCorrelation, preconditioner
-from softreg._rates import automatic_rate, column_sizes, rate_of, steepness, units
+from softreg._rates import automatic_rate, column_sizes, column_totals, rate_of, steepness, units
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Stream:
     optimizer: object
     rows: int = 0
     calls: int = 0
-    sizes: np.ndarray | float = 0.0  # the largest of each column so far
+    totals: np.ndarray | float = 0.0  # of the columns, see `column_totals`
     steepness: float = 0.0  # mean of the batches'
     W: np.ndarray | None = None  # the last iterate, where its mean is what is kept
     mean: Mean | None = None
@@ -148,13 +148,15 @@ class Stream:
         turns out to be larger than it was, what it has learned came in steps that were too long, and is shortened as
         they should have been (Ross, Mineiro and Langford 2013, algorithm 1).
         """
-        before, self.sizes = self.sizes, np.maximum(self.sizes, column_sizes(objective))
-        shorter = units(objective, self.optimizer, self.sizes) / units(objective, self.optimizer, before)
+        before = column_sizes(self.totals) if self.rows else np.zeros(objective.shape[1])
+        self.totals = self.totals + column_totals(objective)
+        sizes = column_sizes(self.totals)
+        shorter = np.minimum(units(objective, self.optimizer, sizes) / units(objective, self.optimizer, before), 1)
         for learned in (W, self.mean.W) if self.mean else (W,):
             learned *= np.where(before > 0, shorter, 1).astype(W.dtype)
-        own = steepness(objective, self.optimizer, self.sizes, batch_size, n_rows=np.inf)
+        own = steepness(objective, self.optimizer, sizes, batch_size, n_rows=np.inf)
         self.steepness += (own - self.steepness) * objective.n_rows / (self.rows + objective.n_rows)
-        return rate_of(objective, self.optimizer, self.sizes, max(own, self.steepness))
+        return rate_of(objective, self.optimizer, sizes, max(own, self.steepness))
 
 
 EPOCH = 1000  # rows of a stream that its schedule takes for an epoch

@@ -339,7 +339,7 @@ RATE_PROBLEMS = {
 @forms
 @pytest.mark.parametrize("X", RATE_PROBLEMS.values(), ids=RATE_PROBLEMS)
 def test_automatic_rate_is_one_over_L(X, form, fit_intercept):
-    """L of the whole objective for whole batches, and of the steepest row for batches of one; between them it falls.
+    """L of the whole objective for whole batches, and of steep rows for batches of one; between them it falls.
 
     Power iterations see the largest eigenvalue from below, and a sample of 4096 rows of 6000 knows a covariance
     to some percent: 5 % is far from the factor of 2 at which gradient descent overshoots. L adds the largest
@@ -350,8 +350,9 @@ def test_automatic_rate_is_one_over_L(X, form, fit_intercept):
     assert 0.45 <= steepest(X, found[0]) <= 1.05
     assert all((larger >= smaller * (1 - 1e-12)).all() for larger, smaller in itertools.pairwise(found))  # roundings
     if n <= 4096:
-        alone = [steepest(X[i : i + 1], found[-1]) for i in range(n)]
-        assert 0.45 <= max(alone) <= 1 + 1e-9
+        alone = np.array([steepest(X[i : i + 1], found[-1]) for i in range(n)])
+        # a mean of the rows' own, weighted by themselves, so that a row that is steep alone does not hold up the rest
+        assert 0.45 <= (alone**2).sum() / alone.sum() <= 1.01  # l2 is in each of them, and only once in L
 
 
 def test_automatic_rate_knows_weights():

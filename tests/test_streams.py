@@ -268,7 +268,7 @@ def large_file(tmp_path_factory):
 @pytest.mark.parametrize("how", ["auto", "sgd", "adam", "partial_fit", "a copy"])
 def test_within_a_limit_on_memory(large_file, how):
     """200 MB are half of X. What a fit needs beside X are some numbers a row, for each class: 12 to 60 MB here; the
-    rest is for samples of rows, of which softreg takes a quarter of the bytes at most. A copy of X fails, or the
+    rest is for samples and blocks of rows. A copy of X fails, or the
     limit would be none."""
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, large_file, how, str(200 * 2**20)], capture_output=True, text=True, check=False
