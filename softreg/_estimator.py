@@ -17,14 +17,20 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from softreg import _solvers
 from softreg._monitor import Callbacks, Monitor
 from softreg._objective import Objective
-from softreg._optimizers import SGD
+from softreg._optimizers import SGD, AdaGrad, Adam, RMSProp
 from softreg._prediction import LinearSoftmaxClassifier
 from softreg._threads import effective_n_threads, single_threaded_blas
 from softreg._validation import all_or_nothing, check_data, check_finite, finite_or_error
 from softreg.functional import _check_floats, _check_weights
 
-SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling"}
-SGD_ONLY = ("batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle")
+SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}
+# Which solvers a parameter is for; what is not named here is for all of them.
+STOCHASTIC = ("sgd", "adagrad", "rmsprop", "adam")
+ONLY_FOR = {
+    **dict.fromkeys(("batch_size", "learning_rate", "eta0", "average", "shuffle"), STOCHASTIC),
+    **dict.fromkeys(("momentum", "nesterov"), ("sgd",)),
+    **dict.fromkeys(("beta_1", "beta_2"), ("adam",)),
+}
 
 
 class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstimator):
@@ -45,10 +51,11 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         Share of the L1 penalty, in [0, 1]; above 0, coefficients can be exactly zero.
     fit_intercept : bool, default=True
         Whether to fit an intercept for each class.
-    solver : {"auto", "newton-cg", "lbfgs", "sgd"}, default="auto"
+    solver : {"auto", "newton-cg", "lbfgs", "sgd", "adagrad", "rmsprop", "adam"}, default="auto"
         "auto" is preconditioned Newton-CG that starts on a sample of the rows where there are many, and accelerated
-        proximal gradient where l1_ratio > 0; "newton-cg" takes all rows from the start; "lbfgs" is scipy's; "sgd" is
-        minibatch stochastic gradient descent, the only one with a rate, batches and momentum.
+        proximal gradient where l1_ratio > 0; "newton-cg" takes all rows from the start; "lbfgs" is scipy's. The others
+        take minibatches: "sgd" is gradient descent with momentum, "adagrad", "rmsprop" and "adam" divide by the size
+        of the gradients so far. `partial_fit` takes "sgd" where the solver is one of the first three.
     max_iter : int, default=100
         The most iterations: Newton or L-BFGS steps, proximal steps, epochs of SGD.
     tol : float, default=1e-4
@@ -56,17 +63,26 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         `stopped_on_` tells of; otherwise it warns.
     batch_size : int or "auto", default="auto"
         Rows a minibatch; "auto" is 256, or n if that is less.
-    learning_rate : {"auto", "constant", "linear", "cosine", "invscaling"}, default="auto"
-        How the rate goes down from eta0. "auto" is "linear": to zero at max_iter. In `partial_fit`, which does not
-        know the end, it is "invscaling": eta0 / sqrt(1 + epochs).
+    learning_rate : {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}, default="auto"
+        How the rate goes down from eta0. "linear" and "cosine" end at zero after max_iter epochs; "invscaling" is
+        eta0 / sqrt(1 + epochs); "adaptive" divides by 5 each time the loss has not gone down by tol times itself for
+        `n_iter_no_change` epochs, and ends the fit under eta0 / 10^6. "auto" is "linear", and in `partial_fit`, which
+        does not know the end, "invscaling". An epoch of a stream is 1,000 rows, however they come.
     eta0 : float or "auto", default="auto"
-        The first rate. "auto" takes the largest that cannot overshoot on the mean batch, from the data's curvature.
+        The first rate. "auto" finds one for each feature, from the root mean square of its entries that are not zero,
+        and so does not depend on its unit: the largest that does not overshoot on the mean batch, by the data's
+        curvature; of "adagrad", "rmsprop" and "adam" what moves the logits of a mean row by at most 5, 1 and 2 a
+        step. In a stream it is found again for each batch, from all rows so far.
     momentum : float, default=0.9
-        Momentum, in [0, 1).
+        Momentum of "sgd", in [0, 1).
     nesterov : bool, default=True
         Whether momentum looks ahead.
+    beta_1 : float, default=0.9
+        How much of its mean gradient "adam" keeps in a step, in [0, 1).
+    beta_2 : float, default=0.999
+        The same of the mean squared gradient.
     average : bool, default=False
-        Whether to keep the mean of all iterates in place of the last one.
+        Whether to keep the mean of all iterates in place of the last one; with l1, zeros of it are rare.
     shuffle : bool, default=True
         Whether to shuffle the rows before each epoch.
     class_weight : dict or "balanced", default=None
@@ -101,7 +117,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     stopped_on_ : str
         "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
         "callback" where one asked for it, "max_iter", "precision" where the dtype of X cannot tell the objective any
-        better, or "line_search".
+        better, "line_search", or "rate" where the adaptive rate has become tiny.
     optimality_gap_ : float
         A proven bound on F - min F at the end, by duality; inf where there is none (alpha = 0), or where a fit was
         stopped before it was computed.
@@ -125,6 +141,11 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     ----------
     Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
     Sutskever et al. (2013), On the importance of initialization and momentum in deep learning, ICML.
+    Duchi et al. (2011), Adaptive subgradient methods for online learning and stochastic optimization, JMLR 12.
+    Tieleman and Hinton (2012), Lecture 6.5: rmsprop, Coursera.
+    Kingma and Ba (2015), Adam: a method for stochastic optimization, ICLR.
+    Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30.
+    Ross, Mineiro and Langford (2013), Normalized online learning, UAI.
     Gower et al. (2019), SGD: general analysis and improved rates, ICML.
     Steihaug (1983), The conjugate gradient method and trust regions, SIAM J. Numer. Anal. 20.
     Beck and Teboulle (2009), A fast iterative shrinkage-thresholding algorithm, SIAM J. Imaging Sci. 2.
@@ -142,7 +163,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         "alpha": [Interval(numbers.Real, 0, None, closed="left")],
         "l1_ratio": [Interval(numbers.Real, 0, 1, closed="both")],
         "fit_intercept": ["boolean"],
-        "solver": [StrOptions({"auto", "newton-cg", "lbfgs", "sgd"})],
+        "solver": [StrOptions({"auto", "newton-cg", "lbfgs", *STOCHASTIC})],
         "max_iter": [Interval(numbers.Integral, 1, None, closed="left")],
         "tol": [Interval(numbers.Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(numbers.Integral, 1, None, closed="left")],
@@ -150,6 +171,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         "eta0": [StrOptions({"auto"}), Interval(numbers.Real, 0, None, closed="neither")],
         "momentum": [Interval(numbers.Real, 0, 1, closed="left")],
         "nesterov": ["boolean"],
+        "beta_1": [Interval(numbers.Real, 0, 1, closed="left")],
+        "beta_2": [Interval(numbers.Real, 0, 1, closed="left")],
         "average": ["boolean"],
         "shuffle": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
@@ -165,9 +188,9 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
     def __init__(
         self, *, alpha=1e-4, l1_ratio=0.0, fit_intercept=True, solver="auto", max_iter=100, tol=1e-4,
-        batch_size="auto", learning_rate="auto", eta0="auto", momentum=0.9, nesterov=True, average=False, shuffle=True,
-        class_weight=None, label_smoothing=0.0, early_stopping=False, validation_fraction=0.1, n_iter_no_change=5,
-        warm_start=False, random_state=None, n_jobs=None, verbose=0,
+        batch_size="auto", learning_rate="auto", eta0="auto", momentum=0.9, nesterov=True, beta_1=0.9, beta_2=0.999,
+        average=False, shuffle=True, class_weight=None, label_smoothing=0.0, early_stopping=False,
+        validation_fraction=0.1, n_iter_no_change=5, warm_start=False, random_state=None, n_jobs=None, verbose=0,
     ):  # fmt: skip
         self.alpha = alpha
         self.l1_ratio = l1_ratio
@@ -180,6 +203,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         self.eta0 = eta0
         self.momentum = momentum
         self.nesterov = nesterov
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
         self.average = average
         self.shuffle = shuffle
         self.class_weight = class_weight
@@ -257,66 +282,81 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
     @with_callbacks
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """Go once over a batch of rows, with minibatch SGD from where the last call ended.
+        """Go once over a batch of rows, in minibatches, from where the last call ended.
+
+        What the optimiser remembers, the mean of `average`, and how many rows have come are kept between calls, and
+        pickled with the estimator. A parameter that is set between calls counts from the next one on; another solver
+        or momentum forgets the gradients so far. `n_iter_` counts the calls that brought rows.
 
         Parameters
         ----------
         X, y, sample_weight : as in `fit`
-        classes : array of labels, or the number of classes for target probabilities
+            Any number of rows; none at all changes nothing.
+        classes : array of labels in any order, or their number where they are 0 .. classes - 1
             All classes that will ever come; needed in the first call.
 
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If the data or a parameter cannot be used: other features or classes than before, or a parameter that
+            needs all rows or the end of the fit (`early_stopping`, ``class_weight="balanced"``, a `learning_rate`
+            that is planned or looks at epochs).
+        FloatingPointError
+            As in `fit`.
         """
         self._validate_params()
-        first = not hasattr(self, "_stream")
-        self._check_stream(first, classes)
+        known = hasattr(self, "coef_")
+        self._check_stream(known, classes)
         callbacks = Callbacks(self, X, y, sample_weight)
         with all_or_nothing(self):
-            X, codes, targets, classes = check_data(self, X, y, classes=classes, first=not hasattr(self, "coef_"))
+            X, codes, targets, classes = check_data(self, X, y, classes=classes, first=not known, min_rows=0)
             objective = self._objective(X, codes, targets, classes, sample_weight)
             callbacks.start()
-            batch_size = self._batch_size(objective)
-            W = self._previous(objective, classes) if hasattr(self, "coef_") else objective.zeros()
-            if first:
-                rate = self.eta0 if self.eta0 != "auto" else _solvers.automatic_rate(objective, batch_size)
-                stream = {"optimizer": SGD(self.momentum, self.nesterov), "rate": rate, "epochs": 0}
-            else:
-                stream = copy.deepcopy(self._stream)
-            random_state = check_random_state(self.random_state)
-            with single_threaded_blas(), finite_or_error(objective):
-                run = _solvers.stream(
-                    objective, W, **stream, learning_rate=self._schedule("invscaling"), max_iter=self.max_iter,
-                    batch_size=batch_size, random_state=random_state if self.shuffle else None,
-                )  # fmt: skip
-            stream["epochs"] += 1
-            self._stream = stream
-            self._keep(objective, run.W, classes)
-            self.n_iter_ = stream["epochs"]
+            W = self._previous(objective, classes) if known else objective.zeros()
+            if objective.n_rows or not known:
+                state = copy.deepcopy(getattr(self, "_stream", None)) or _solvers.Stream(self._optimizer())
+                if objective.n_rows:
+                    with single_threaded_blas(), finite_or_error(objective):
+                        W = self._learn(objective, W, state)
+                self._stream = state
+                self._keep(objective, W, classes)
+                self.n_iter_ = state.calls
             callbacks.finish()
         return self
 
-    def _check_stream(self, first, classes):
+    def _learn(self, objective, W, state):
+        """Go on with a stream; a parameter that was set since the last call counts from here on."""
+        optimizer = self._optimizer()
+        state.optimizer = state.optimizer if state.optimizer == optimizer else optimizer
+        random_state = check_random_state(self.random_state)
+        return _solvers.stream(
+            objective, W, state, eta0=self.eta0, learning_rate=self._schedule("invscaling"), average=self.average,
+            batch_size=self._batch_size(objective), random_state=random_state if self.shuffle else None,
+        )  # fmt: skip
+
+    def _check_stream(self, known, classes):
         """What a fit knows and a stream cannot."""
         for name, refused in {
-            "early_stopping": (True,), "average": (True,), "class_weight": ("balanced",),
-            "learning_rate": ("linear", "cosine"),
+            "early_stopping": (True,), "class_weight": ("balanced",), "learning_rate": ("linear", "cosine", "adaptive"),
         }.items():  # fmt: skip
             if (value := getattr(self, name)) in refused:
                 raise ValueError(f"{name}={value!r} needs all rows or the end of the fit; partial_fit knows neither")
-        if first and classes is None and not hasattr(self, "coef_"):
+        if not known and classes is None:
             raise ValueError("classes must be given in the first call of partial_fit")
 
     def _check_combination(self):
         """A parameter that would be ignored is an error."""
         if self.l1_ratio > 0 and self.solver in ("newton-cg", "lbfgs"):
             raise ValueError(f"l1_ratio={self.l1_ratio} needs solver='auto' or 'sgd'; solver={self.solver!r} is smooth")
-        if self.solver != "sgd":
-            defaults = inspect.signature(type(self).__init__).parameters
-            for name in SGD_ONLY:
-                if (value := getattr(self, name)) != defaults[name].default:
-                    raise ValueError(f"{name}={value!r} is for solver='sgd'; solver={self.solver!r} has no use for it")
+        defaults = inspect.signature(type(self).__init__).parameters
+        for name, solvers in ONLY_FOR.items():
+            if self.solver not in solvers and (value := getattr(self, name)) != defaults[name].default:
+                solvers = " or ".join(f"solver={solver!r}" for solver in solvers)
+                raise ValueError(f"{name}={value!r} is for {solvers}; solver={self.solver!r} has no use for it")
 
     def _objective(self, X, codes, targets, classes, sample_weight):
         weight = None
@@ -326,11 +366,12 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             if codes is None:
                 raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
             of_class = compute_class_weight(self.class_weight, classes=classes, y=classes[codes], sample_weight=weight)
-            if not (np.isfinite(of_class).all() and (of_class >= 0).all() and of_class[codes].any()):
+            some = of_class[codes].any() or not len(codes)
+            if not (np.isfinite(of_class).all() and (of_class >= 0).all() and some):
                 raise ValueError(f"class_weight must be finite, not negative and not all zero; got {self.class_weight}")
             of_row = of_class[codes].astype(X.dtype)
             weight = of_row if weight is None else weight * of_row
-        if weight is not None and not weight.sum(dtype=np.float64) > 0:
+        if weight is not None and len(weight) and not weight.sum(dtype=np.float64) > 0:
             raise ValueError("sample_weight sums to zero: nothing is left to fit")
         l2, l1 = self._penalties(len(classes))
         return Objective(
@@ -404,17 +445,22 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         return auto if self.learning_rate == "auto" else self.learning_rate
 
     def _unit(self):
-        return "epoch" if self.solver == "sgd" else "iteration"
+        return "epoch" if self.solver in STOCHASTIC else "iteration"
 
     def _stride(self):
         """Iterations that a record of the solver stands for."""
-        return _solvers.STRIDE if self.solver != "sgd" and self.alpha * self.l1_ratio > 0 else 1
+        return _solvers.STRIDE if self.solver not in STOCHASTIC and self.alpha * self.l1_ratio > 0 else 1
+
+    def _optimizer(self):
+        if self.solver == "adam":
+            return Adam(self.beta_1, self.beta_2)
+        return {"adagrad": AdaGrad, "rmsprop": RMSProp}.get(self.solver, lambda: SGD(self.momentum, self.nesterov))()
 
     def _solve(self, objective, W, random_state, monitor, M=None):
         common = {"max_iter": self.max_iter, "tol": self.tol, "monitor": monitor}
-        if self.solver == "sgd":
+        if self.solver in STOCHASTIC:
             return _solvers.sgd(
-                objective, W, SGD(self.momentum, self.nesterov), eta0=self.eta0, shuffle=self.shuffle,
+                objective, W, self._optimizer(), eta0=self.eta0, shuffle=self.shuffle,
                 learning_rate=self._schedule("linear"), batch_size=self._batch_size(objective),
                 n_iter_no_change=self.n_iter_no_change, average=self.average, random_state=random_state, **common,
             )  # fmt: skip
@@ -433,6 +479,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         advice = {
             "precision": f"The digits of {run.W.dtype} are used up: scale the features, or give X as float64.",
             "line_search": f"The line search of {self.solver} found no lower point: scale the features, or use 'auto'.",
+            "rate": "The adaptive rate went down to a millionth: raise eta0 or tol, or standardise the features.",
             "max_iter": "Increase max_iter, standardise the features, or raise alpha or tol.",
         }
         warnings.warn(

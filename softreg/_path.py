@@ -185,7 +185,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
         Whether to fit the best pair to all rows. Otherwise `coef_`, `intercept_`, `alpha_` and `l1_ratio_` are means,
         over the folds, of what was best in each.
     fit_intercept : bool, default=True
-    solver : {"auto", "newton-cg", "lbfgs", "sgd"}, default="auto"
+    solver : {"auto", "newton-cg", "lbfgs", "sgd", "adagrad", "rmsprop", "adam"}, default="auto"
     max_iter : int, default=100
     tol : float, default=1e-4
     class_weight : dict or "balanced", default=None

@@ -19,7 +19,7 @@ from scipy.linalg import blas, lapack
 
 SAMPLE_ROWS = 8192  # enough for a correlation of a thousand features once it is shrunk; 25 MB of float32 for d = 784
 BLOCK_ROWS = 4096  # for a block a class direction, drawn by curvature; and at least 5 a feature
-EXACT_SIZE = 500  # (d+1) K up to which the Hessian itself is factored: a build costs (d+1) K / 4 products, and saves as many
+EXACT_SIZE = 500  # (d+1) K up to which the Hessian itself is factored: a build costs (d+1) K / 4 products or more
 EXACT_WORK = 1e9  # n ((d+1) K)^2 up to which it is built from all rows, else from 4 rows a parameter
 BLOCKS_SIZE = 1e7  # K (d+1)^2 up to which a block a class is affordable: 40 MB
 CORRELATION_SIZE = 3000  # d up to which a d x d inverse is worth its memory and its d^3

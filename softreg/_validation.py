@@ -13,12 +13,15 @@ from softreg.functional import _check_targets
 FLOATS = (np.float64, np.float32)
 
 
-def check_data(estimator, X, y, classes=None, first=True):
+def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
     """X as the kernels take it, codes or targets, and the classes."""
+    if min_rows == 0 and np.shape(y)[:1] == (0,):
+        y = []  # whatever the width of no targets
     soft = (shape := np.asarray(y).shape)[1:] > (1,) and len(shape) == 2
     X, y = validate_data(
-        estimator, X, y, accept_sparse="csr", accept_large_sparse=True, dtype=FLOATS, multi_output=soft, reset=first
-    )
+        estimator, X, y, accept_sparse="csr", accept_large_sparse=True, dtype=FLOATS, multi_output=soft, reset=first,
+        ensure_min_samples=min_rows,
+    )  # fmt: skip
     X = in_rows(X)
     if soft:
         _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
@@ -26,10 +29,12 @@ def check_data(estimator, X, y, classes=None, first=True):
         check_classes(found, classes)
         return X, None, np.ascontiguousarray(targets), found
     y = column_or_1d(y, warn=True)
-    check_classification_targets(y)
+    if len(y):
+        check_classification_targets(y)
+    known = estimator.classes_ if not first else None if classes is None else class_names(classes)
+    y = y if len(y) else known[:0]  # an empty list is a list of floats
     present, codes = np.unique(y, return_inverse=True)
-    known = present if classes is None else np.unique(classes)
-    known = known if first else estimator.classes_
+    known = present if known is None else known
     check_classes(known, classes)
     if not np.isin(present, known).all():
         unknown = present[~np.isin(present, known)]
@@ -41,13 +46,15 @@ def check_data(estimator, X, y, classes=None, first=True):
 
 
 def check_classes(known, classes):
-    """`classes`, if given, are those that are known; a number stands for 0 .. classes - 1."""
-    if classes is None:
-        return
-    named = np.arange(classes) if isinstance(classes, numbers.Integral) else np.unique(classes)
-    if not np.array_equal(named, known):
+    """`classes`, if given, are those that are known."""
+    if classes is not None and not np.array_equal(class_names(classes), known):
         named = np.asarray(classes).tolist()
         raise ValueError(f"classes={named} differ from the {len(known)} classes {known.tolist()}")
+
+
+def class_names(classes):
+    """Sorted; a number stands for 0 .. classes - 1."""
+    return np.arange(classes) if isinstance(classes, numbers.Integral) else np.unique(classes)
 
 
 @contextmanager

@@ -1,0 +1,41 @@
+"""Train on a file that is mapped, not read: as a stream of slices, and by minibatches of all of it. Small here."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from softreg import SoftmaxRegression
+
+n, d, K = 60_000, 50, 4
+rng = np.random.default_rng(0)
+W = rng.normal(size=(d, K))
+scale = 10.0 ** rng.integers(0, 4, size=d)  # features come in units of their own
+
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder) / "X.npy"
+    X = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(n, d))
+    y = np.empty(n, np.int8)
+    for start in range(0, n, 10_000):  # written as it is read later: never all at once
+        part = rng.normal(size=(10_000, d))
+        X[start : start + 10_000] = part * scale
+        y[start : start + 10_000] = (part @ W + rng.gumbel(size=(10_000, K))).argmax(axis=1)
+    del X
+
+    X = np.load(file, mmap_mode="r")
+    held_out = slice(n - 10_000, n)
+    last = n - 10_000
+
+    stream = SoftmaxRegression(average=True)
+    for start in range(0, last, 2000):
+        rows = slice(start, start + 2000)
+        accuracy = stream.score(X[rows], y[rows]) if start else 1 / K  # of rows that it has not seen yet
+        stream.partial_fit(X[rows], y[rows], classes=range(K))
+        print(f"\rrow {start + 2000:6} of {last}: {accuracy:.1%} right", end="")
+    print(f"\npartial_fit, one pass: {stream.score(X[held_out], y[held_out]):.1%} of the held-out rows right")
+
+    # Minibatches of shuffled rows, until rows that are held out say that it is enough.
+    model = SoftmaxRegression(solver="sgd", early_stopping=True, n_iter_no_change=3, tol=1e-3, random_state=0)
+    model.fit(X[:last], y[:last])
+    print(f"solver='sgd', {model.n_iter_} epochs: {model.score(X[held_out], y[held_out]):.1%}")
+    del X, stream, model  # a mapped file cannot be deleted everywhere
