@@ -15,7 +15,7 @@ cost precision nor enter the correlation. X itself is never standardised, only a
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from scipy.linalg import blas, lapack
+from scipy.linalg import lapack
 
 SAMPLE_ROWS = 8192  # enough for a correlation of a thousand features once it is shrunk; 25 MB of float32 for d = 784
 BLOCK_ROWS = 4096  # for a block a class direction, drawn by curvature; and at least 5 a feature
@@ -129,7 +129,7 @@ class Exact(Standardised):
 
     def __init__(self, objective, order, size):
         super().__init__(objective, order, size)
-        self.whole = len(self.picked) == objective.n_rows
+        self.complete = len(self.picked) == objective.n_rows
         # Hessian products to serve before it is built again, which costs n_sample (K p) / 2n passes
         self.patience = max(4, len(self.picked) * objective.shape[0] * objective.shape[1] // (8 * objective.n_rows))
 
@@ -148,13 +148,14 @@ class Exact(Standardised):
                 H[block, block] += (Z.T * (s[:, 0] * Q[:, k])) @ Z
         diagonal = H.diagonal().reshape(K, p)
         # a sample knows directions only up to its noise; the rest is for rounding
-        damping = np.finfo(P.dtype).eps if self.whole else 1e-3
+        damping = np.finfo(P.dtype).eps if self.complete else 1e-3
         H[np.diag_indices_from(H)] += (self.penalty + damping * diagonal + 1e-13 * diagonal.max()).ravel()
         if self.objective.fit_intercept:  # the one direction that softmax leaves free: a constant on all intercepts
             free = slice(p - 1, None, p)
             H[free, free] += diagonal.max() / K
         # sums of numbers up to 1 are behind it: rounding may weigh more than curvature where the classes are separated
-        self.inverse = positive_inverse(H, diagonal.ravel() + 1e-8 * diagonal.max() + 1e-14)
+        self.inverse, shift = positive_inverse(H, diagonal.ravel() + 1e-8 * diagonal.max() + 1e-14)
+        self.whole = self.complete and shift == 0
 
     def solve(self, G):
         return self.step((self.inverse @ self.gradient(G).ravel()).reshape(G.shape))
@@ -192,11 +193,12 @@ class ScaledCorrelation(Standardised):
     def __init__(self, objective, order):
         super().__init__(objective, order, SAMPLE_ROWS)
         self.Z = self.Z.astype(np.float32)  # it only ever preconditions
-        C = (self.Z.T * self.weight.astype(np.float32)) @ self.Z
+        root = self.Z * np.sqrt(self.weight).astype(np.float32)[:, None]
+        C = root.T @ root
         size = np.sqrt(np.maximum(C.diagonal(), 1e-12))
         C = (1 - self.shrinkage) * C.astype(np.float64) / np.outer(size, size)
         C[np.diag_indices_from(C)] = 1.0 + 1e-4
-        self.inverse = positive_inverse(C).astype(np.float32)
+        self.inverse = positive_inverse(C)[0].astype(np.float32)
         self.squares = self.Z * self.Z
 
     def refresh(self, P):
@@ -238,24 +240,22 @@ class Blocks(Standardised):
         self.Z = self._standardised(X).astype(np.float32)
         self.U, curvature = class_directions(P[self.picked], self.weight)
         with ThreadPoolExecutor(self.objective.n_threads) as pool:  # BLAS itself keeps to one thread, and to its bits
-            self.inverses = list(pool.map(self._inverse, curvature.T.astype(np.float32)))
+            self.inverses = np.array(list(pool.map(self._inverse, curvature.T.astype(np.float32))))
 
     def _inverse(self, curvature):
-        """The inverse of Z^T diag(curvature) Z in its lower triangle."""
-        matter = curvature > 0  # late, most rows do not
-        root = self.Z[matter] * np.sqrt(curvature[matter])[:, None]
-        A = blas.ssyrk(1.0, root.T, lower=1)
+        """The inverse of Z^T diag(curvature) Z."""
+        root = self.Z * np.sqrt(curvature)[:, None]
+        A = root.T @ root
         i = np.diag_indices_from(A)
         A[i] += self.penalty + self.damping * (A[i] + curvature.sum(dtype=np.float64)) + 1e-30
         factor, info = lapack.spotrf(A, lower=1, overwrite_a=1, clean=0)
         if info != 0:
             raise np.linalg.LinAlgError("a block of the preconditioner is not positive definite")
-        return lapack.spotri(factor, lower=1, overwrite_c=1)[0]
+        return mirrored(lapack.spotri(factor, lower=1, overwrite_c=1)[0])
 
     def solve(self, G):
-        V = self.U.T @ self.gradient(G)
-        for v, inverse in zip(V, self.inverses, strict=True):
-            v[:] = blas.ssymv(1.0, inverse, v.astype(np.float32), lower=1)
+        V = (self.U.T @ self.gradient(G)).astype(np.float32)
+        V = np.matmul(self.inverses, V[:, :, None])[:, :, 0]
         return self.step(self.U @ V)
 
 
@@ -292,9 +292,9 @@ class Diagonal:
 
 
 def positive_inverse(A, scale=1.0):
-    """The inverse of a symmetric positive definite matrix.
+    """The inverse of a symmetric positive definite matrix, and what it took.
 
-    Where rounding made it indefinite, `scale` is added to the diagonal, 1e-12 of it and then ever more.
+    Where rounding made it indefinite, a share of `scale` is added to the diagonal, 1e-12 of it and then ever more.
     """
     for shift in (0.0, *np.logspace(-12, 0, 7)):
         shifted = A.copy()
@@ -305,6 +305,13 @@ def positive_inverse(A, scale=1.0):
     else:
         raise np.linalg.LinAlgError("the preconditioner is not positive definite")
     inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    upper = np.triu_indices_from(inverse, 1)
-    inverse[upper] = inverse.T[upper]
-    return inverse
+    return mirrored(inverse), shift
+
+
+def mirrored(lower):
+    """The symmetric matrix with this lower triangle."""
+    full = np.tril(lower)
+    diagonal = full.diagonal().copy()
+    full += full.T
+    full[np.diag_indices_from(full)] = diagonal
+    return full

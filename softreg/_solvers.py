@@ -221,16 +221,15 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
         M = preconditioner(objective, order)
         M.refresh(at.P)
     sampled = sampled and not objective.sparse and n * objective.n_classes * objective.shape[1] > SAMPLE_WORK
-    part = Part(objective, order, n // 4 if sampled else n)
+    part = Part(objective, order, max(n // 16, 10 * objective.shape[1]) if sampled else n)
     norm = dual_norm(M, at.gradient)
-    radius, since_refresh = 1.5 * norm, 0
+    radius, accuracy, since_refresh = 1.5 * norm, 0.3, 0
     wary = Wariness(objective)
     for _ in range(max_iter):
         monitor.begin()
-        accuracy = min(0.3, max(1e-3 if M.whole else 0.05, norm / np.sqrt(2 * abs(at.value) + np.finfo(float).tiny)))
         solve = trust_region_cg(part.objective, part.of(wary.of(at.P)), at.gradient, M, radius, accuracy)
         run.passes += solve.products * part.share
-        since_refresh += solve.products
+        since_refresh += solve.products * part.share
         new, shortened = search(objective, at, solve.step, noise, run, wary)
         decrease = at.value - new.value
         if shortened < 1:
@@ -244,12 +243,16 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
         run.W = at.W
         record = run.record(at.value)
         norm, before = dual_norm(M, at.gradient), norm
-        if part.share == 1 and better and not shortened < 1 and decrease >= 0.5 * solve.decrease:
+        # as exact as the last model was: what the gradient became and what it should have (Eisenstat and Walker 1996)
+        missed = abs(dual_norm(M, new.gradient) - solve.residual) / before if before > 0 else 0.0
+        accuracy = min(0.3, max(1e-3 if M.whole else 0.05, missed))
+        if better and not shortened < 1 and decrease >= 0.5 * solve.decrease:
             # before the step; by the preconditioner; by what the solve left and the model missed
             left = solve.decrement - solve.decrease + abs(decrease - solve.decrease)
             run.estimate = min(solve.decrement, 0.5 * norm**2 / solve.smallest, left)
             if run.estimate <= tol * abs(at.value):
                 at = confirm(objective, at, M, tol, run)
+                part = Part(objective, order, n)
                 if run.estimate <= tol * abs(at.value):
                     run.stopped_on = "estimate"
         if objective.l2 and (run.converged or solve.decrease <= 10 * tol * abs(at.value)):
@@ -298,7 +301,7 @@ class Part:
     """The objective over the first `size` rows in a given order."""
 
     def __init__(self, objective, order, size):
-        self.whole, self.order, self.share = objective, order, size / objective.n_rows
+        self.whole, self.order, self.share = objective, order, min(1, size / objective.n_rows)
         self.chosen, self.objective = None, objective
         if self.share < 1:
             self.chosen = np.sort(order[:size])
@@ -355,16 +358,18 @@ def confirm(objective, at, M, tol, run):
     """Estimate the gap at a point, and go where the solve that it took leads.
 
     The gap of the quadratic model there is 1/2 g^T H^-1 g. It comes from a solve that goes on until what it found
-    and what it may have missed are together within half of tol * F, or 1 % of the whole: at least 20 products
-    where M does not hold the whole Hessian, as directions that matter late show late. It is doubled: the decrement
-    is half of the gap where the loss falls off exponentially, as it does for nearly separable classes.
+    and what it may have missed are together within half of tol * F, or 1 % of the whole: at least 20 products, as
+    directions that matter late show late, or 5 where M is the whole Hessian but for rounding. It is doubled: the
+    decrement is half of the gap where the loss falls off exponentially, as it does for nearly separable classes.
     """
     M.refresh(at.P)
-    least = 1 if M.whole else 20
+    least = 5 if M.whole else 20
     enough = 0.5 * tol * abs(at.value)
     solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.1, 300, min_products=least, enough=enough)
     run.passes += solve.products
-    run.estimate = np.inf if solve.cut and solve.products == 300 else 2 * solve.decrement
+    # where the loss is that small, so are the curvatures p (1 - p): 1 % of them is rounding
+    unknown = solve.cut or abs(at.value) < 100 * np.finfo(objective.dtype).eps
+    run.estimate = np.inf if unknown else 2 * solve.decrement
     run.records[-1]["gap_estimate"] = run.estimate
     new = Point.of(objective, at.W + solve.step, run)
     at = new if new.value < at.value else at
@@ -384,9 +389,10 @@ class Solve:
     decrease: float  # of the quadratic model
     decrement: float  # estimate of 1/2 g^T H^-1 g, the gap of the model: the decrease and what the solve left of it
     length: float  # of the step in M's norm
+    residual: float  # norm in that of M^-1
     smallest: float  # eigenvalue of M^-1 H that was seen
     products: int
-    cut: bool  # at the boundary, or at the most products
+    cut: bool  # at the boundary, at the most products, or where rounding left no curvature too soon
 
 
 def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=100, min_products=1, enough=0.0):
@@ -398,19 +404,21 @@ def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=10
     s, r = objective.zeros(), gradient.copy(order="K")
     z = M.solve(r)
     d = -z
-    rz = target = inner(r, z)
-    target *= accuracy**2
+    rz = first = inner(r, z)
+    target = accuracy**2 * first
     ss, sd, dd = 0.0, 0.0, rz
     decrease, cut, diagonal, off = 0.0, True, [], []
     ratio, step = 0.0, 1.0
     for _ in range(max_products):
         done = rz <= target or (enough and decrease + 0.5 * rz / smallest_ritz(diagonal, off) <= enough)
-        if (done and len(diagonal) >= min_products) or not rz > 0:
+        exact = rz <= 1e-8 * first  # what follows may be rounding
+        if (done and (exact or len(diagonal) >= min_products)) or not rz > 0:
             cut = False
             break
         Hd = objective.hessian_product(P, d)
         curvature = inner(d, Hd)
         if not curvature > 0:  # rounding: H has no negative curvature
+            cut = not done
             break
         diagonal.append(curvature / rz + ratio / step)
         step = rz / curvature
@@ -431,7 +439,8 @@ def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=10
         d = d.dtype.type(ratio) * d - z
         sd, dd = ratio * (sd + step * dd), rz + ratio * ratio * dd
     smallest = smallest_ritz(diagonal, off)
-    return Solve(s, decrease, decrease + 0.5 * rz / smallest, np.sqrt(ss), smallest, len(diagonal), cut)
+    decrement, residual = decrease + 0.5 * rz / smallest, np.sqrt(max(rz, 0.0))
+    return Solve(s, decrease, decrement, np.sqrt(ss), residual, smallest, len(diagonal), cut)
 
 
 def smallest_ritz(diagonal, off):
