@@ -14,8 +14,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from softreg import _solvers
+from softreg import _sgd, _solvers
 from softreg._monitor import Callbacks, Monitor
+from softreg._newton import newton
 from softreg._objective import Objective
 from softreg._optimizers import SGD, AdaGrad, Adam, RMSProp
 from softreg._prediction import LinearSoftmaxClassifier
@@ -318,7 +319,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             callbacks.start()
             W = self._previous(objective, classes) if known else objective.zeros()
             if objective.n_rows or not known:
-                state = copy.deepcopy(getattr(self, "_stream", None)) or _solvers.Stream(self._optimizer())
+                state = copy.deepcopy(getattr(self, "_stream", None)) or _sgd.Stream(self._optimizer())
                 if objective.n_rows:
                     with single_threaded_blas(), finite_or_error(objective):
                         W = self._learn(objective, W, state)
@@ -333,7 +334,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         optimizer = self._optimizer()
         state.optimizer = state.optimizer if state.optimizer == optimizer else optimizer
         random_state = check_random_state(self.random_state)
-        return _solvers.stream(
+        return _sgd.stream(
             objective, W, state, eta0=self.eta0, learning_rate=self._schedule("invscaling"), average=self.average,
             batch_size=self._batch_size(objective), random_state=random_state if self.shuffle else None,
         )  # fmt: skip
@@ -459,7 +460,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     def _solve(self, objective, W, random_state, monitor, M=None):
         common = {"max_iter": self.max_iter, "tol": self.tol, "monitor": monitor}
         if self.solver in STOCHASTIC:
-            return _solvers.sgd(
+            return _sgd.sgd(
                 objective, W, self._optimizer(), eta0=self.eta0, shuffle=self.shuffle,
                 learning_rate=self._schedule("linear"), batch_size=self._batch_size(objective),
                 n_iter_no_change=self.n_iter_no_change, average=self.average, random_state=random_state, **common,
@@ -468,7 +469,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             return _solvers.proximal(objective, W, **common)
         if self.solver == "lbfgs":
             return _solvers.lbfgs(objective, W, **common)
-        return _solvers.newton(objective, W, random_state=random_state, sampled=self.solver == "auto", M=M, **common)
+        return newton(objective, W, random_state=random_state, sampled=self.solver == "auto", M=M, **common)
 
     def _warn(self, run):
         loss, reached = run.records[-1]["loss"], []

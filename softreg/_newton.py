@@ -1,0 +1,276 @@
+"""Newton-CG: full gradients, Hessian products over a growing sample of the rows, preconditioned, in a trust region."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import eigvalsh_tridiagonal
+
+from softreg._objective import inner
+from softreg._preconditioners import Blocks, ScaledCorrelation, preconditioner
+from softreg._run import Run
+
+SAMPLE_WORK = 5e7  # n K p from which a Hessian over a sample of the rows pays: below, a pass takes milliseconds
+LONG_SOLVE = 8  # products of a solve after which blocks that cost some 15 to build are worth it
+
+
+def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, M=None):
+    """Newton's method for the smooth objective.
+
+    A step minimises the quadratic model by conjugate gradients, stopped at the trust region's boundary (Steihaug
+    1983) or where they are as exact as the model was (Eisenstat and Walker 1996). Where it overshoots, the minimum
+    along it is found instead, see `search`. The sample grows when steps on it do not pay. The run ends on a proven
+    gap of tol * F, or on an estimate over all rows, see `confirm`. A preconditioner M of a run that ended at W can
+    be given.
+    """
+    if objective.l2:  # the optimum sums to zero over the classes, and preconditioners leave that sum as it is
+        objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
+    run, noise = Run(W), np.finfo(objective.dtype).eps
+    order = random_state.permutation(objective.n_rows)
+    at = Point.of(objective, W, run)
+    if M is None:
+        M = preconditioner(objective, order)
+        M.refresh(at.P)
+    part, wary = Part.first(objective, order, sampled), Wariness(objective)
+    norm = dual_norm(M, at.gradient)
+    radius, accuracy, since_refresh = 1.5 * norm, 0.3, 0
+    for _ in range(max_iter):
+        monitor.begin()
+        solve = trust_region_cg(part.objective, part.of(wary.of(at.P)), at.gradient, M, radius, accuracy)
+        run.passes += solve.products * part.share
+        since_refresh += solve.products * part.share
+        new, shortened = search(objective, at, solve.step, noise, run, wary)
+        decrease, before = at.value - new.value, norm
+        radius = adapted(radius, solve, decrease, shortened)
+        missed = abs(dual_norm(M, new.gradient) - solve.residual) / before if before > 0 else 0.0
+        accuracy = min(0.3, max(1e-3 if M.whole else 0.05, missed))
+        if better := decrease > 0:
+            at, run.W = new, new.W
+        record = run.record(at.value)
+        norm = dual_norm(M, at.gradient)
+        if better and shortened == 1 and decrease >= 0.5 * solve.decrease:
+            run.estimate = solve.left(decrease, norm)
+            if run.estimate <= tol * abs(at.value):
+                at, part = confirm(objective, at, M, tol, run), Part(objective, order, objective.n_rows)
+        if objective.l2 and (run.converged or solve.decrease <= 10 * tol * abs(at.value)):
+            run.certify(objective, at.value, at.gradient, tol)
+        record["loss"] = at.value
+        if monitor(at.W, record) or run.converged:
+            break
+        if not better and part.share == 1 and solve.decrease <= noise * abs(at.value):
+            at = confirm(objective, at, M, tol, run)
+            run.stopped_on = run.stopped_on if run.converged else "precision"
+            run.certify(objective, at.value, at.gradient, tol)
+            break
+        # the sample does not know what the objective does, or steps on it do not pay
+        if decrease < 0.25 * solve.decrease or shortened < 1 or (not solve.cut and norm > 0.8 * before):
+            part = part.doubled()
+        if isinstance(M, ScaledCorrelation) and solve.products > LONG_SOLVE and Blocks.affordable(objective):
+            M, since_refresh = Blocks(M, order), np.inf
+        if since_refresh >= M.patience and (better or since_refresh == np.inf):
+            M.refresh(wary.of(at.P))
+            since_refresh = 0
+            measured, norm = norm, dual_norm(M, at.gradient)
+            radius *= measured / norm if norm > 0 else 1.0  # the same region in the new metric
+    if not np.isfinite(run.gap):
+        run.certify(objective, at.value, at.gradient, tol)
+    run.M = M
+    return run
+
+
+def adapted(radius, solve, decrease, shortened):
+    """The next trust region, by how well the objective followed the model."""
+    if shortened < 1:
+        return max(shortened, 0.3) * min(radius, solve.length)
+    if solve.cut and decrease > 0.75 * solve.decrease:
+        return 2.5 * radius
+    if decrease < 0.25 * solve.decrease:
+        return 0.5 * min(radius, solve.length)
+    return radius
+
+
+@dataclass
+class Point:
+    """W with what the objective says there."""
+
+    W: np.ndarray
+    value: float
+    gradient: np.ndarray
+    P: np.ndarray
+
+    @classmethod
+    def of(cls, objective, W, run):
+        P = objective.probabilities()
+        run.passes += 1
+        return cls(W, *objective.value_and_gradient(W, P), P)
+
+
+class Part:
+    """The objective over the first `size` rows in a given order."""
+
+    def __init__(self, objective, order, size):
+        self.whole, self.order, self.share = objective, order, size / objective.n_rows
+        self.chosen, self.objective = None, objective
+        if self.share < 1:
+            self.chosen = np.sort(order[:size])
+            self.objective = objective.sample(self.chosen if objective.rows is None else objective.rows[self.chosen])
+
+    @classmethod
+    def first(cls, objective, order, sampled):
+        """A sixteenth of the rows, and several a feature, where that pays."""
+        n, (K, p) = objective.n_rows, objective.shape
+        sampled = sampled and not objective.sparse and n * K * p > SAMPLE_WORK
+        return cls(objective, order, min(n, max(n // 16, 10 * p)) if sampled else n)
+
+    def of(self, P):
+        return P if self.chosen is None else P[self.chosen]
+
+    def doubled(self):
+        size = min(2 * self.objective.n_rows, self.whole.n_rows)
+        return self if self.share == 1 else Part(self.whole, self.order, size)
+
+
+class Wariness:
+    """Rows that a step threw over, and that the next models hold back.
+
+    A row whose class is certain has no curvature, and a model without it lets its logits go anywhere. After a step
+    that overshot, rows whose probabilities it turned over count in the Hessian as if they were less certain.
+    """
+
+    def __init__(self, objective):
+        self.share = np.zeros(objective.n_rows, objective.dtype)
+
+    def of(self, P):
+        if not self.share.any():
+            return P
+        return P + self.share[:, None] * (P.dtype.type(1 / P.shape[1]) - P)
+
+    def after(self, P, trial, overshot):
+        self.share *= self.share.dtype.type(0.5)
+        self.share[self.share < 0.01] = 0
+        if overshot:
+            self.share[np.abs(trial - P).sum(axis=1) > 1] = 0.1
+
+
+def search(objective, at, step, noise, run, wary):
+    """W + t step where the objective goes down enough for it, and t: 1, or the minimum along the step if 1 overshoots.
+
+    Along a line the logits are Z + t dZ: once both are known, trials of t cost a softmax and no pass over X.
+    """
+    slope, t = inner(at.gradient, step), 1.0
+    new = Point.of(objective, at.W + step, run)
+    wary.after(at.P, new.P, new.value > at.value + 0.2 * slope)
+    for _ in range(8):
+        if new.value <= at.value + 0.2 * t * slope or slope >= -noise * abs(at.value):
+            break
+        t = objective.line_minimum(at.W, step, 0.9 * t)
+        run.passes += 1
+        new = Point.of(objective, at.W + at.W.dtype.type(t) * step, run)
+    return new, t
+
+
+def confirm(objective, at, M, tol, run):
+    """Estimate the gap at a point, and go where the solve that it took leads.
+
+    The gap of the quadratic model there is 1/2 g^T H^-1 g. It comes from a solve that goes on until what it found
+    and what it may have missed are together within half of tol * F, or 1 % of the whole: at least 20 products, as
+    directions that matter late show late, or 5 where M is the whole Hessian but for rounding. It is doubled: the
+    decrement is half of the gap where the loss falls off exponentially, as it does for nearly separable classes.
+    """
+    M.refresh(at.P)
+    least = 5 if M.whole else 20
+    enough = 0.5 * tol * abs(at.value)
+    solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.1, 300, min_products=least, enough=enough)
+    run.passes += solve.products
+    # where the loss is that small, so are the curvatures p (1 - p): 1 % of them is rounding
+    unknown = solve.cut or abs(at.value) < 100 * np.finfo(objective.dtype).eps
+    run.estimate = np.inf if unknown else 2 * solve.decrement
+    if run.estimate <= tol * abs(at.value):
+        run.stopped_on = "estimate"
+    run.records[-1]["gap_estimate"] = run.estimate
+    new = Point.of(objective, at.W + solve.step, run)
+    at = new if new.value < at.value else at
+    run.W = at.W
+    return at
+
+
+def dual_norm(M, gradient):
+    return np.sqrt(max(inner(gradient, M.solve(gradient)), 0.0))
+
+
+@dataclass
+class Solve:
+    """What conjugate gradients found."""
+
+    step: np.ndarray
+    decrease: float  # of the quadratic model
+    decrement: float  # estimate of 1/2 g^T H^-1 g, the gap of the model: the decrease and what the solve left of it
+    length: float  # of the step in M's norm
+    residual: float  # norm in that of M^-1
+    smallest: float  # eigenvalue of M^-1 H that was seen
+    products: int
+    cut: bool  # at the boundary, at the most products, or where rounding left no curvature too soon
+
+    def left(self, decrease, norm):
+        """Roughly what is left of F - min F after a step that brought `decrease`, to a gradient of that norm.
+
+        The least of three: the model's gap before the step; what the preconditioner makes of the new gradient; what
+        the solve left and the model missed.
+        """
+        missed = abs(decrease - self.decrease)
+        return min(self.decrement, 0.5 * norm**2 / self.smallest, self.decrement - self.decrease + missed)
+
+
+def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=100, min_products=1, enough=0.0):
+    """Minimise g^T s + 1/2 s^T H s within ||s||_M <= radius until ||residual|| <= accuracy ||g||, both in M^-1's norm.
+
+    What is left of the decrease, 1/2 r^T H^-1 r, is at most 1/2 r^T M^-1 r over the smallest eigenvalue of M^-1 H,
+    for which the smallest Ritz value of the same iterations stands.
+    """
+    s, r = objective.zeros(), gradient.copy(order="K")
+    z = M.solve(r)
+    d = -z
+    rz = first = inner(r, z)
+    target = accuracy**2 * first
+    ss, sd, dd = 0.0, 0.0, rz
+    decrease, cut, diagonal, off = 0.0, True, [], []
+    ratio, step = 0.0, 1.0
+    for _ in range(max_products):
+        done = rz <= target or (enough and decrease + 0.5 * rz / smallest_ritz(diagonal, off) <= enough)
+        exact = rz <= 1e-8 * first  # what follows may be rounding
+        if (done and (exact or len(diagonal) >= min_products)) or not rz > 0:
+            cut = False
+            break
+        Hd = objective.hessian_product(P, d)
+        curvature = inner(d, Hd)
+        if not curvature > 0:  # rounding: H has no negative curvature
+            cut = not done
+            break
+        diagonal.append(curvature / rz + ratio / step)
+        step = rz / curvature
+        longer = ss + 2 * step * sd + step * step * dd
+        if longer >= radius**2:
+            step = (-sd + np.sqrt(max(sd * sd + dd * (radius**2 - ss), 0.0))) / dd
+            s += s.dtype.type(step) * d
+            decrease += step * rz - 0.5 * step * step * curvature
+            ss = radius**2
+            break
+        s += s.dtype.type(step) * d
+        r += r.dtype.type(step) * Hd
+        decrease += 0.5 * step * rz
+        ss = longer
+        z = M.solve(r)
+        ratio, rz = inner(r, z) / rz, inner(r, z)
+        off.append(np.sqrt(max(ratio, 0.0)) / step)
+        d = d.dtype.type(ratio) * d - z
+        sd, dd = ratio * (sd + step * dd), rz + ratio * ratio * dd
+    smallest = smallest_ritz(diagonal, off)
+    decrement, residual = decrease + 0.5 * rz / smallest, np.sqrt(max(rz, 0.0))
+    return Solve(s, decrease, decrement, np.sqrt(ss), residual, smallest, len(diagonal), cut)
+
+
+def smallest_ritz(diagonal, off):
+    """The smallest eigenvalue of the tridiagonal matrix of conjugate gradients; 1 before the first product."""
+    if not diagonal:
+        return 1.0
+    smallest = eigvalsh_tridiagonal(diagonal, off[: len(diagonal) - 1], select="i", select_range=(0, 0))[0]
+    return max(smallest, np.finfo(float).tiny)

@@ -1,0 +1,39 @@
+"""What a solver hands back, and the diary it keeps on the way."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Run:
+    """Where a solver has come, and how it got there."""
+
+    W: np.ndarray
+    stopped_on: str = "max_iter"
+    gap: float = np.inf  # proven bound on F - min F
+    estimate: float = np.nan  # the same by the Newton decrement, not proven
+    passes: float = 0.0  # over the data, for a gradient or a Hessian product
+    M: object = None  # the preconditioner at the end, for the next fit of a path
+    records: list = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def converged(self):
+        return self.stopped_on in ("gap", "estimate")
+
+    def record(self, loss):
+        seconds = time.perf_counter() - self.started
+        entry = {"loss": loss, "gap": np.nan, "gap_estimate": np.nan, "passes": self.passes, "time": seconds}
+        self.records.append(entry)
+        return entry
+
+    def certify(self, objective, value, gradient, tol):
+        """Compute the proven gap, and note it in the last record; whether it is within tol."""
+        loss = value + objective.penalty_l1(self.W)
+        self.gap = objective.optimality_gap(self.W, value, gradient)
+        self.records[-1].update(loss=loss, gap=self.gap, passes=self.passes)
+        if self.gap <= tol * abs(loss):
+            self.stopped_on = "gap"
+        return self.converged
