@@ -13,6 +13,7 @@ cost precision nor enter the correlation. X itself is never standardised, only a
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from scipy.linalg import lapack
@@ -71,20 +72,23 @@ def drawn(score, order, size):
 class Standardised:
     """A sample of rows in standardised coordinates, and the way there and back for gradients and steps."""
 
+    whole = False  # whether `solve` is the inverse but for rounding
+
     def __init__(self, objective, order, size):
         self.objective, self.length = objective, row_lengths(objective)
         if size >= objective.n_rows:
-            picked, importance = np.arange(objective.n_rows), np.ones(objective.n_rows)
+            self._sample(np.arange(objective.n_rows), np.ones(objective.n_rows))
         else:
-            picked, importance = drawn(0.5 + 0.5 * self.length, order, size)
-        X = self._take(picked, importance)
-        self.mean = self.weight @ X if objective.fit_intercept else np.zeros(X.shape[1])
-        self.deviation = np.sqrt(self.weight @ (X - self.mean) ** 2)
+            self._sample(*drawn(0.5 + 0.5 * self.length, order, size), size)
+        weight = self.weight / self.weight.sum()
+        self.mean = np.zeros(objective.n_features)
+        if objective.fit_intercept:
+            self.mean = sum(weight[part] @ X for part, X in self._chunks())
+        self.deviation = np.sqrt(sum(weight[part] @ (X - self.mean) ** 2 for part, X in self._chunks()))
         # a feature that is constant in the sample may not be so elsewhere: it keeps its size as its unit
         constant = self.deviation <= 1e-7 * np.abs(self.mean)
         self.deviation[constant] = np.abs(self.mean[constant])
         self.deviation[self.deviation == 0] = 1.0
-        self.Z = self._standardised(X)
 
     @property
     def penalty(self):
@@ -92,19 +96,26 @@ class Standardised:
         penalty = self.objective.l2 / self.deviation**2
         return np.append(penalty, 0.0) if self.objective.fit_intercept else penalty
 
-    def _take(self, picked, importance):
+    def _sample(self, picked, importance, times=1):
+        """Go over to these rows; they were drawn with replacement `times` times, or all taken once."""
         objective, self.picked = self.objective, picked
-        rows = picked if objective.rows is None else objective.rows[picked]
-        X = objective.X[rows].astype(np.float64)
-        X = X.toarray() if objective.sparse else X
-        self.weight = importance if objective.sample_weight is None else importance * objective.sample_weight[rows]
-        self.weight = self.weight / self.weight.sum(dtype=np.float64)
-        return X
+        self.rows = picked if objective.rows is None else objective.rows[picked]
+        s = 1.0 if objective.sample_weight is None else objective.sample_weight[self.rows].astype(np.float64)
+        self.weight = importance * s / (times * objective.total_weight)  # sums to 1, or is expected to
 
-    def _standardised(self, X):
-        X -= self.mean
-        X /= self.deviation
-        return np.column_stack([X, np.ones(len(X))]) if self.objective.fit_intercept else X
+    def _chunks(self):
+        """The rows in float64, a few at a time: a whole sample of that would take more room than it is worth."""
+        for start in range(0, len(self.rows), 1024):
+            part = slice(start, start + 1024)
+            X = self.objective.X[self.rows[part]]
+            yield part, (X.toarray() if self.objective.sparse else X).astype(np.float64)
+
+    def standardised(self, dtype):
+        """[(x - mean) / deviation, 1] for each row of the sample."""
+        Z = np.ones((len(self.rows), self.objective.shape[1]), dtype)
+        for part, X in self._chunks():
+            Z[part, : X.shape[1]] = (X - self.mean) / self.deviation
+        return Z
 
     def gradient(self, G):
         """A gradient in W as one in standardised coordinates."""
@@ -129,6 +140,7 @@ class Exact(Standardised):
 
     def __init__(self, objective, order, size):
         super().__init__(objective, order, size)
+        self.Z = self.standardised(np.float64)
         self.complete = len(self.picked) == objective.n_rows
         # Hessian products to serve before it is built again, which costs n_sample (K p) / 2n passes
         self.patience = max(4, len(self.picked) * objective.shape[0] * objective.shape[1] // (8 * objective.n_rows))
@@ -188,22 +200,19 @@ class ScaledCorrelation(Standardised):
     patience = 1
     shrinkage = 0.05  # towards uncorrelated features of average curvature: a sample's noise is not to be inverted
 
-    whole = False
-
     def __init__(self, objective, order):
         super().__init__(objective, order, SAMPLE_ROWS)
-        self.Z = self.Z.astype(np.float32)  # it only ever preconditions
+        self.Z = self.standardised(np.float32)  # it only ever preconditions
         root = self.Z * np.sqrt(self.weight).astype(np.float32)[:, None]
         C = root.T @ root
         size = np.sqrt(np.maximum(C.diagonal(), 1e-12))
         C = (1 - self.shrinkage) * C.astype(np.float64) / np.outer(size, size)
         C[np.diag_indices_from(C)] = 1.0 + 1e-4
         self.inverse = positive_inverse(C)[0].astype(np.float32)
-        self.squares = self.Z * self.Z
 
     def refresh(self, P):
         self.U, curvature = class_directions(P[self.picked], self.weight)
-        D = curvature.T.astype(np.float32) @ self.squares
+        D = curvature.T.astype(np.float32) @ (self.Z * self.Z)
         D += self.shrinkage * curvature.sum(axis=0)[:, None]
         self.scale = 1 / np.sqrt(D + self.penalty + 1e-10 * D.max())
 
@@ -219,11 +228,11 @@ class Blocks(Standardised):
     Rows are drawn anew at each refresh, by curvature.
     """
 
-    whole = False
     damping = 1e-2
 
     def __init__(self, base, order):
-        vars(self).update(vars(base))  # the same standardised coordinates
+        self.objective, self.length = base.objective, base.length
+        self.mean, self.deviation = base.mean, base.deviation
         self.order, p, n = order, self.objective.shape[1], self.objective.n_rows
         self.size = min(n, max(BLOCK_ROWS, 5 * p))
         # products to serve before it is built again: half of what a build costs, counted in multiplications
@@ -236,15 +245,15 @@ class Blocks(Standardised):
 
     def refresh(self, P):
         uncertain = np.maximum(1 - np.einsum("ij,ij->i", P, P), 1e-6)
-        X = self._take(*drawn(uncertain * (0.5 + 0.5 * self.length), self.order, self.size))
-        self.Z = self._standardised(X).astype(np.float32)
+        self._sample(*drawn(uncertain * (0.5 + 0.5 * self.length), self.order, self.size), self.size)
         self.U, curvature = class_directions(P[self.picked], self.weight)
+        Z = self.standardised(np.float32)
         with ThreadPoolExecutor(self.objective.n_threads) as pool:  # BLAS itself keeps to one thread, and to its bits
-            self.inverses = np.array(list(pool.map(self._inverse, curvature.T.astype(np.float32))))
+            self.inverses = np.array(list(pool.map(partial(self._inverse, Z), curvature.T.astype(np.float32))))
 
-    def _inverse(self, curvature):
+    def _inverse(self, Z, curvature):
         """The inverse of Z^T diag(curvature) Z."""
-        root = self.Z * np.sqrt(curvature)[:, None]
+        root = Z * np.sqrt(curvature)[:, None]
         A = root.T @ root
         i = np.diag_indices_from(A)
         A[i] += self.penalty + self.damping * (A[i] + curvature.sum(dtype=np.float64)) + 1e-30
