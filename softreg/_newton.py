@@ -49,12 +49,10 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
         record = run.record(at.value)
         norm = dual_norm(M, at.gradient)
         found = solve.gap(M, at.value, noise) if part.share == 1 and not wary.share.any() else np.inf
-        if found <= tol * abs(at.value):  # this solve was already what `confirm` would do
-            run.stopped_on, run.estimate, record["gap_estimate"] = "estimate", found, found
-        elif better and shortened == 1 and decrease >= 0.5 * solve.decrease:
-            run.estimate = solve.left(decrease, norm)
-            if run.estimate <= tol * abs(at.value):
-                at, part = confirm(objective, at, M, tol, run), Part(objective, order, objective.n_rows)
+        run.estimated(found, at.value, tol)  # the solve may already be what `confirm` would do
+        trusted = better and shortened == 1 and decrease >= 0.5 * solve.decrease
+        if not run.converged and trusted and solve.left(decrease, norm) <= tol * abs(at.value):
+            at, part = confirm(objective, at, M, tol, run), Part(objective, order, objective.n_rows)
         if objective.l2 and (run.converged or solve.decrease <= 10 * tol * abs(at.value)):
             run.certify(objective, at.value, at.gradient, tol)
         record["loss"] = at.value
@@ -182,10 +180,7 @@ def confirm(objective, at, M, tol, run):
     least = 5 if M.whole else LEAST
     solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.1, 300, min_products=least, enough=enough)
     run.passes += solve.products
-    run.estimate = solve.gap(M, at.value, np.finfo(objective.dtype).eps)
-    if run.estimate <= tol * abs(at.value):
-        run.stopped_on = "estimate"
-    run.records[-1]["gap_estimate"] = run.estimate
+    run.estimated(solve.gap(M, at.value, np.finfo(objective.dtype).eps), at.value, tol)
     new = Point.of(objective, at.W + solve.step, run)
     at = new if new.value < at.value else at
     run.W = at.W
