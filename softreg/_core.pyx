@@ -45,8 +45,7 @@ cdef enum:
     TILE_ROWS = 4       # logits tile: 4 rows x 5 classes = 20 vector accumulators of AVX-512's 32 registers,
     TILE_CLASSES = 5    # ... 9 loads for 20 multiply-adds; 5 x 2 vectors in the other product
     GATHER_BELOW = 64   # features: below, a block of X is transposed into scratch, as dot products would be too short
-    BLAS_CLASSES = 48   # classes of float32, half as many of float64: from here on BLAS is faster than the tiles
-                        # (benchmarks/README.md has the measurement)
+    BLAS_CLASSES = 48   # classes of float32, half as many of float64: from here on BLAS wins (benchmarks/README.md)
     MAX_PARTS = 16      # parts of the rows that may run at the same time
     WIDE = 64           # classes: from here on vectors run along a row; below, two or three of them wait too much
     AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead
@@ -83,14 +82,6 @@ cdef number* _first(const number[:] x) noexcept:
 cdef floating* _corner(const floating[:, :] x) noexcept:
     """Where a matrix begins, NULL for None and for an empty one."""
     return NULL if x is None or x.shape[0] == 0 or x.shape[1] == 0 else <floating*>&x[0, 0]
-
-
-cdef void* _allocate(Py_ssize_t n, Py_ssize_t size) except NULL:
-    """Room for n numbers of `size` bytes; the caller frees it."""
-    cdef void* start = malloc(max(n, <Py_ssize_t>1) * size)
-    if start == NULL:
-        raise MemoryError(f"{n * size} bytes of scratch memory")
-    return start
 
 
 # --- leaves: a block of logits, class-major -------------------------------------------------------------------------
@@ -213,7 +204,7 @@ cdef sr_void _exp(
         strip += width
 
 
-cdef inline sr_inline_void _fold(floating* lane, Py_ssize_t half, bint top) noexcept nogil:
+cdef inline sr_inline_void _halve(floating* lane, Py_ssize_t half, bint top) noexcept nogil:
     """lane (half,) = the larger one, or the sum, of its first `half` numbers, a constant, and of those that follow."""
     cdef Py_ssize_t i
     for i in range(half):
@@ -223,14 +214,14 @@ cdef inline sr_inline_void _fold(floating* lane, Py_ssize_t half, bint top) noex
             lane[i] = lane[i] + lane[i + half]
 
 
-cdef inline sr_inline_void _fold_all(floating* lane, bint top) noexcept nogil:
+cdef inline sr_inline_void _fold(floating* lane, bint top) noexcept nogil:
     """lane[0] = the largest one, or the sum, of 32 float or 16 double."""
     if floating is float:
-        _fold(lane, 16, top)
-    _fold(lane, 8, top)
-    _fold(lane, 4, top)
-    _fold(lane, 2, top)
-    _fold(lane, 1, top)
+        _halve(lane, 16, top)
+    _halve(lane, 8, top)
+    _halve(lane, 4, top)
+    _halve(lane, 2, top)
+    _halve(lane, 1, top)
 
 
 cdef sr_void _softmax_rows(
@@ -257,7 +248,7 @@ cdef sr_void _softmax_rows(
         for k in range(whole // width):
             for i in range(width):
                 most[i] = z[k * width + i] if z[k * width + i] > most[i] else most[i]
-        _fold_all(most, True)
+        _fold(most, True)
         high = most[0]
         for i in range(width):
             e = sr_exp(z[K - width + i], high)
@@ -272,7 +263,7 @@ cdef sr_void _softmax_rows(
                 s = kept[i] + e
                 lost[i] = (s - kept[i]) - e
                 kept[i] = s
-        _fold_all(kept, False)
+        _fold(kept, False)
         top[r] = most[0]
         total[r] = kept[0]
         factor = weight[r] / kept[0]
@@ -318,29 +309,30 @@ cdef sr_void _log_probabilities(
 
 
 cdef sr_void _add_fit(
-    const floating* T, const floating* Y, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating kept,
-    floating uniform, floating* fit
+    const floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* Y, Py_ssize_t ldy, floating kept, floating uniform,
+    const floating* top, floating* fit
 ) noexcept nogil:
-    """fit += sum_k (kept Y + uniform) (T - top), finite always; Y NULL stands for zeros."""
+    """fit += sum_k (kept Y + uniform) (T - top), always finite."""
     cdef Py_ssize_t i, k
-    cdef floating y
+    cdef floating[BLOCK] sums           # local, as above
+    for i in range(BLOCK):
+        sums[i] = fit[i]
     for k in range(K):
         for i in range(BLOCK):
-            y = (kept * Y[k * ld + i] if Y != NULL else 0) + uniform
-            fit[i] = _shifted(fit[i] + y * _shifted(T[k * ld + i], top[i]), 0)
+            sums[i] = _shifted(sums[i] + (kept * Y[k * ldy + i] + uniform) * _shifted(T[k * ld + i], top[i]), 0)
+    for i in range(BLOCK):
+        fit[i] = sums[i]
 
 
 cdef sr_void _subtract(
-    floating* T, const floating* Y, Py_ssize_t ld, Py_ssize_t K, const floating* factor, floating kept,
-    floating uniform
+    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* Y, Py_ssize_t ldy, floating kept, floating uniform,
+    const floating* factor
 ) noexcept nogil:
-    """T -= factor (kept Y + uniform); Y NULL stands for zeros."""
+    """T -= factor (kept Y + uniform)."""
     cdef Py_ssize_t i, k
-    cdef floating y
     for k in range(K):
         for i in range(BLOCK):
-            y = (kept * Y[k * ld + i] if Y != NULL else 0) + uniform
-            T[k * ld + i] = T[k * ld + i] - factor[i] * y
+            T[k * ld + i] = T[k * ld + i] - factor[i] * (kept * Y[k * ldy + i] + uniform)
 
 
 cdef sr_void _curve(floating* R, const floating* P, Py_ssize_t ld, Py_ssize_t K, const floating* s) noexcept nogil:
@@ -447,22 +439,17 @@ cdef sr_void _multiply(
 cdef sr_void _add_row_sums(
     const floating* T, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t K, double* out
 ) noexcept nogil:
-    """out (K,) += sums of T over its first `count` columns, in sixteen lanes of float64."""
-    cdef Py_ssize_t i, k, q, whole = count // 16
+    """out (K,) += sums of T over its first `count` columns and the zeros that follow, in sixteen lanes of float64."""
+    cdef Py_ssize_t i, k, q
     cdef double[16] lane
     for k in range(K):
         for q in range(16):
             lane[q] = 0
-        for i in range(whole):
+        for i in range(0, count, 16):
             for q in range(16):
-                lane[q] = lane[q] + T[k * ld + i * 16 + q]
-        for i in range(whole * 16, count):
-            lane[0] = lane[0] + T[k * ld + i]
-        for q in range(8):
-            lane[q] = lane[q] + lane[q + 8]
-        for q in range(4):
-            lane[q] = lane[q] + lane[q + 4]
-        out[k] += (lane[0] + lane[1]) + (lane[2] + lane[3])
+                lane[q] = lane[q] + T[k * ld + i + q]
+        _fold(lane, False)
+        out[k] += lane[0]
 
 
 cdef void _gemm(
@@ -580,9 +567,12 @@ cdef sr_void _weights(const Job* job, Py_ssize_t start, Py_ssize_t count, floati
 
 cdef sr_void _pick(
     const Job* job, Py_ssize_t start, Py_ssize_t count, const floating* T, Py_ssize_t ld, Py_ssize_t step,
-    const floating* top, floating* out
+    const floating* top, floating share, floating* out
 ) noexcept nogil:
-    """out (BLOCK,) OUT = T - top at each row's class, then zeros; `ld` between classes of T, `step` between rows."""
+    """out (BLOCK,) OUT = share * (T - top) at each row's class, then zeros.
+
+    `ld` is between classes of T, `step` between rows.
+    """
     cdef Py_ssize_t i
     cdef floating[BLOCK] z
     for i in range(count):
@@ -590,7 +580,7 @@ cdef sr_void _pick(
     for i in range(count, BLOCK):
         z[i] = top[i]
     for i in range(BLOCK):
-        out[i] = _shifted(z[i], top[i])
+        out[i] = share * _shifted(z[i], top[i])
 
 
 cdef sr_void _deduct(
@@ -609,18 +599,17 @@ cdef sr_void _losses(
     """out (BLOCK,) OUT = weight (log_total - fit), and nothing where the weight is zero; total (1,) += their sum."""
     cdef Py_ssize_t i, q
     cdef double loss
-    cdef double[8] lane
-    for q in range(8):
+    cdef double[16] lane
+    for q in range(16):
         lane[q] = 0
-    for i in range(0, 64, 8):  # BLOCK, which range() wants as a literal
-        for q in range(8):
+    for i in range(0, 64, 16):  # BLOCK, which range() wants as a literal
+        for q in range(16):
             loss = <double>weight[i + q] * (<double>log_total[i + q] - <double>fit[i + q])
             loss = loss if weight[i + q] != 0 else 0
             lane[q] = lane[q] + loss
             out[i + q] = <floating>loss
-    for q in range(4):
-        lane[q] = lane[q] + lane[q + 4]
-    total[0] += (lane[0] + lane[1]) + (lane[2] + lane[3])
+    _fold(lane, False)
+    total[0] += lane[0]
 
 
 cdef sr_void _reciprocal(const floating* total, const floating* weight, floating* out) noexcept nogil:
@@ -643,23 +632,23 @@ cdef double _loss_block(
     cdef floating kept = <floating>(1 - job.label_smoothing), uniform = <floating>(job.label_smoothing / job.K)
     cdef (const floating*)[BLOCK] y
     cdef double loss = 0
-    cdef Py_ssize_t i, k, ld = job.block, K = job.K
-    cdef bint dense = job.codes == NULL or uniform != 0     # targets for every class
-    _weights(job, start, count, weight)
-    _top(T, ld, K, top)
-    if job.codes != NULL:
-        _pick(job, start, count, T, ld, 1, top, fit)
-        for i in range(BLOCK):
-            fit[i] = kept * fit[i]
-        U = NULL
-    else:
-        memset(fit, 0, BLOCK * sizeof(floating))
+    cdef Py_ssize_t i, k, ld = job.block, ldy = ld if job.codes == NULL else 0, K = job.K
+    cdef bint everywhere = job.codes == NULL or uniform != 0    # Y is more than one class
+    if job.codes == NULL:
         for i in range(BLOCK):
             k = start + min(i, count - 1)
             y[i] = <const floating*>job.targets + (job.rows[k] if job.rows != NULL else k) * K
         _transpose_rows(y, count, K, U, ld)
-    if dense:
-        _add_fit(T, U, ld, K, top, kept, uniform, fit)
+    elif everywhere:
+        memset(U, 0, BLOCK * sizeof(floating))      # read for every class
+    _weights(job, start, count, weight)
+    _top(T, ld, K, top)
+    if job.codes == NULL:
+        memset(fit, 0, BLOCK * sizeof(floating))
+    else:
+        _pick(job, start, count, T, ld, 1, top, kept, fit)
+    if everywhere:
+        _add_fit(T, ld, K, U, ldy, kept, uniform, top, fit)
     _exp(T, ld, K, top, <floating>job.floor, total)
     _log(total, top)
     _losses(weight, top, fit, factor, &loss)
@@ -670,8 +659,8 @@ cdef double _loss_block(
     if P != NULL:
         _store_rows(T, ld, count, K, P + start * K)
         _scale(T, ld, K, weight)
-    if dense:
-        _subtract(T, U, ld, K, weight, kept, uniform)
+    if everywhere:
+        _subtract(T, ld, K, U, ldy, kept, uniform, weight)
     if job.codes != NULL:
         _deduct(job, start, count, T, ld, 1, weight, kept)
     return loss
@@ -694,7 +683,7 @@ cdef void _wide_block(const Job* job, Py_ssize_t start, Py_ssize_t count, floati
     for i in range(count, BLOCK):
         top[i] = 0
         total[i] = 1
-    _pick(job, start, count, Z, 1, job.K, top, fit)
+    _pick(job, start, count, Z, 1, job.K, top, <floating>1, fit)
     _deduct(job, start, count, out, 1, job.K, weight, <floating>1)
     if job.each != NULL:
         _log(total, top)
@@ -904,7 +893,8 @@ cdef double _part(const Job* job, Py_ssize_t part, floating* scratch, double* su
 
 cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, int n_threads) except? -1:
     """Do a job, return its loss; W, to multiply X by, and gradient (K, p) OUT = T [X 1] may be None."""
-    cdef Py_ssize_t part, packed = 0
+    cdef Py_ssize_t part, n_sums, n
+    cdef void* memory
     cdef double* sums
     cdef floating* scratch
     cdef double[MAX_PARTS] losses
@@ -918,21 +908,23 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
     job.size = job.Kp * (job.columns + job.block) + job.K * job.block + 5 * BLOCK
     if job.gathered or job.transposed:
         job.size += job.block * max(job.d, job.columns if job.padded else 0)
+    n_sums = _whole(job.parts * job.Kp, 8) if job.backward else 0
+    n = job.parts * job.size
+    memory = malloc(64 + n_sums * sizeof(double) + (n + job.Kp * (job.dp + 1)) * sizeof(floating))
+    if memory == NULL:
+        raise MemoryError(f"{n * sizeof(floating)} bytes of scratch memory")
+    sums = <double*>((<size_t>memory + 63) // 64 * 64)      # where cache lines begin, and whole lines from there
+    scratch = <floating*>(sums + n_sums)
     if W is not None:
-        packed = job.Kp * (job.dp + 1)
-    scratch = <floating*>_allocate(job.parts * job.size + packed, sizeof(floating))
-    sums = <double*>_allocate(job.parts * job.Kp, sizeof(double))
-    if W is not None:
-        job.W = scratch + job.parts * job.size
-        _pack(job, W, scratch + job.parts * job.size)
+        job.W = scratch + n
+        _pack(job, W, scratch + n)
     for part in prange(job.parts, nogil=True, num_threads=n_threads, schedule="static"):
         losses[part] = _part(job, part, scratch, sums)
     if job.backward:
         _collect(job, scratch, sums, gradient)
     for part in range(job.parts):
         loss += losses[part]
-    free(sums)
-    free(scratch)
+    free(memory)
     return loss
 
 
@@ -1091,6 +1083,7 @@ cdef inline sr_inline_void _csr_row(
 ) noexcept nogil:
     """row (K,) += one row of X times the table; or, `back`, the table += its outer product with the row."""
     cdef Py_ssize_t k = 0, q, i, width, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
+    cdef floating v
     cdef floating* z = <floating*>row
     cdef floating* w
     if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
@@ -1105,14 +1098,14 @@ cdef inline sr_inline_void _csr_row(
             else:
                 _csr_tile(data, indices, count, table + k, K, width, 4, back, <vec*>(z + k))
             k += width
-        if k < K:
-            for q in range(count):
-                w = table + indices[q] * K
-                for i in range(k, K):
-                    if back:
-                        w[i] = w[i] + data[q] * z[i]
-                    else:
-                        z[i] = z[i] + data[q] * w[i]
+        for q in range(count if k < K else 0):
+            v = data[q]
+            w = table + indices[q] * K + k
+            for i in range(K - k):
+                if back:
+                    w[i] = w[i] + v * z[k + i]
+                else:
+                    z[k + i] = z[k + i] + v * w[i]
 
 
 cdef sr_void _csr_forward(
