@@ -280,9 +280,17 @@ cdef sr_void _log(const floating* total, floating* out) noexcept nogil:
         out[i] = sr_log(total[i])
 
 
-cdef sr_void _scale(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* factor) noexcept nogil:
-    """T *= factor."""
+cdef sr_void _scale(
+    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* times, const floating* over
+) noexcept nogil:
+    """T *= times / over; NULL stands for ones."""
     cdef Py_ssize_t i, k
+    cdef floating[BLOCK] factor
+    for i in range(BLOCK):
+        factor[i] = times[i] if times != NULL else 1
+    if over != NULL:
+        for i in range(BLOCK):
+            factor[i] = factor[i] / over[i]
     for k in range(K):
         for i in range(BLOCK):
             T[k * ld + i] = T[k * ld + i] * factor[i]
@@ -499,7 +507,7 @@ cdef struct Job:    # what Python asked for; void is float or double
     Py_ssize_t Kp               # classes in whole tiles
     Py_ssize_t lanes, dp        # dp: features of a packed row of W, in whole vectors
     Py_ssize_t columns          # features in whole tiles: the row length of a part's gradient
-    Py_ssize_t block            # rows that are taken at a time
+    Py_ssize_t block, blocks    # rows that are taken at a time, and how often
     Py_ssize_t parts, size      # size: of a part's scratch
     bint backward, blas, transposed, padded, gathered
 
@@ -550,7 +558,6 @@ cdef void _aim(
 
 
 # --- blocks: what becomes of the logits -----------------------------------------------------------------------------
-
 
 cdef sr_void _weights(const Job* job, Py_ssize_t start, Py_ssize_t count, floating* weight) noexcept nogil:
     """weight (BLOCK,) OUT = scale * s for `count` rows from `start` on, then zeros."""
@@ -612,13 +619,6 @@ cdef sr_void _losses(
     total[0] += lane[0]
 
 
-cdef sr_void _reciprocal(const floating* total, const floating* weight, floating* out) noexcept nogil:
-    """out OUT = weight / total, or 1 / total."""
-    cdef Py_ssize_t i
-    for i in range(BLOCK):
-        out[i] = (weight[i] if weight != NULL else <floating>1) / total[i]
-
-
 cdef double _loss_block(
     const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes
 ) noexcept nogil:
@@ -627,7 +627,7 @@ cdef double _loss_block(
     cdef floating* total = lanes + BLOCK
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK        # sum_k Y (Z - top)
-    cdef floating* factor = lanes + 4 * BLOCK
+    cdef floating* loss_of_row = lanes + 4 * BLOCK
     cdef floating* P = <floating*>job.P
     cdef floating kept = <floating>(1 - job.label_smoothing), uniform = <floating>(job.label_smoothing / job.K)
     cdef (const floating*)[BLOCK] y
@@ -651,14 +651,15 @@ cdef double _loss_block(
         _add_fit(T, ld, K, U, ldy, kept, uniform, top, fit)
     _exp(T, ld, K, top, <floating>job.floor, total)
     _log(total, top)
-    _losses(weight, top, fit, factor, &loss)
+    _losses(weight, top, fit, loss_of_row, &loss)
     if job.each != NULL:
-        memcpy(<floating*>job.each + start, factor, count * sizeof(floating))
-    _reciprocal(total, <floating*>NULL if P != NULL else weight, factor)
-    _scale(T, ld, K, factor)
-    if P != NULL:
+        memcpy(<floating*>job.each + start, loss_of_row, count * sizeof(floating))
+    if P == NULL:
+        _scale(T, ld, K, weight, total)
+    else:
+        _scale[floating](T, ld, K, NULL, total)
         _store_rows(T, ld, count, K, P + start * K)
-        _scale(T, ld, K, weight)
+        _scale[floating](T, ld, K, weight, NULL)
     if everywhere:
         _subtract(T, ld, K, U, ldy, kept, uniform, weight)
     if job.codes != NULL:
@@ -675,18 +676,14 @@ cdef void _wide_block(const Job* job, Py_ssize_t start, Py_ssize_t count, floati
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK
     cdef double loss = 0
-    cdef Py_ssize_t i
     _weights(job, start, count, weight)
     _softmax_rows(Z, count, job.K, weight, out, top, total)
     if job.step == SOFTMAX:
         return
-    for i in range(count, BLOCK):
-        top[i] = 0
-        total[i] = 1
     _pick(job, start, count, Z, 1, job.K, top, <floating>1, fit)
     _deduct(job, start, count, out, 1, job.K, weight, <floating>1)
     if job.each != NULL:
-        _log(total, top)
+        _log(total, top)    # beyond `count` it is anything: the weights there are zero
         _losses(weight, top, fit, lanes + 4 * BLOCK, &loss)
         memcpy(<floating*>job.each + start, lanes + 4 * BLOCK, count * sizeof(floating))
 
@@ -711,8 +708,7 @@ cdef floating* _softmax_block(
         for i in range(count):
             (<floating*>job.each)[start + i] = top[i] + total[i]
         return T
-    _reciprocal(total, <floating*>NULL, total)
-    _scale(T, BLOCK, K, total)
+    _scale[floating](T, BLOCK, K, NULL, total)
     if job.step == SOFTMAX:
         return T
     _weights(job, start, count, lanes)
@@ -749,7 +745,6 @@ cdef double _block(
 
 
 # --- dense rows: the products before and after ----------------------------------------------------------------------
-
 
 cdef void _pack(const Job* job, const floating[:, ::1] W, floating* packed) noexcept:
     """W in whole tiles, (Kp, dp) then the bias (Kp,): zeros fill up, and stand where a moved-back vector overlaps."""
@@ -858,12 +853,6 @@ cdef void _collect(const Job* job, floating* scratch, double* bias, floating[:, 
 
 # --- the one driver -------------------------------------------------------------------------------------------------
 
-
-cdef inline Py_ssize_t _part_start(const Job* job, Py_ssize_t part) noexcept nogil:
-    """The first row of a part: whole blocks, as evenly as they go."""
-    return min(job.m, part * (_whole(job.m, job.block) // job.block) // job.parts * job.block)
-
-
 cdef double _part(const Job* job, Py_ssize_t part, floating* scratch, double* sums) noexcept nogil:
     """Do a part of the job, block by block; return its loss."""
     cdef floating* gradient = scratch + part * job.size     # (Kp, columns)
@@ -872,7 +861,8 @@ cdef double _part(const Job* job, Py_ssize_t part, floating* scratch, double* su
     cdef floating* lanes = U + job.K * job.block            # (5, BLOCK) one number a row
     cdef floating* features = lanes + 5 * BLOCK             # a block of X: transposed, padded or gathered
     cdef (const floating*)[BLOCK + TILE_ROWS] x
-    cdef Py_ssize_t start = _part_start(job, part), stop = _part_start(job, part + 1), count, strip
+    cdef Py_ssize_t start = part * job.blocks // job.parts * job.block, count, strip
+    cdef Py_ssize_t stop = min(job.m, (part + 1) * job.blocks // job.parts * job.block)
     cdef double loss = 0
     if job.backward:                                        # classes that only fill up a tile stay zero
         memset(gradient, 0, job.Kp * (job.columns + job.block) * sizeof(floating))
@@ -904,7 +894,8 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
             gradient[:, :] = 0
         return 0
     job.backward = gradient is not None
-    job.parts = min(<Py_ssize_t>MAX_PARTS, _whole(job.m, job.block) // job.block)
+    job.blocks = (job.m + job.block - 1) // job.block
+    job.parts = min(<Py_ssize_t>MAX_PARTS, job.blocks)
     job.size = job.Kp * (job.columns + job.block) + job.K * job.block + 5 * BLOCK
     if job.gathered or job.transposed:
         job.size += job.block * max(job.d, job.columns if job.padded else 0)
@@ -929,7 +920,6 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
 
 
 # --- batches of logits ----------------------------------------------------------------------------------------------
-
 
 cdef int _batch(
     Step step, const floating[:, ::1] Z, const floating[:, ::1] U, floating[::1] each, floating[:, ::1] out,
@@ -975,7 +965,6 @@ def cross_entropy(
 
 
 # --- dense rows -----------------------------------------------------------------------------------------------------
-
 
 def dense_logits(
     const floating[:, :] X, const Py_ssize_t[::1] rows, const floating[:, ::1] W, floating[:, ::1] out,
@@ -1236,7 +1225,6 @@ def csr_hessian_product(
 
 
 # --- what was built, and what runs ----------------------------------------------------------------------------------
-
 
 def openmp_enabled():
     """Whether the kernels were built with OpenMP."""
