@@ -477,11 +477,7 @@ cdef void _gemm(
 # --- jobs -----------------------------------------------------------------------------------------------------------
 
 cdef enum Step:     # what becomes of a block of logits
-    NOTHING
-    LOGSUMEXP
-    SOFTMAX
-    LOG_SOFTMAX
-    SOFTMAX_VJP
+    NOTHING, LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, SOFTMAX_VJP
     LOSS            # scale * s (P - Y)
     CURVE           # scale * s (P*R - P sum_k P*R), where R = X V^T stands for the logits
 
