@@ -8,136 +8,49 @@ from typing import Any, TypeAlias
 import numpy as np
 
 Floating: TypeAlias = np.dtype[np.float32] | np.dtype[np.float64]
-FloatArray: TypeAlias = np.ndarray[Any, Floating]
-FloatVector: TypeAlias = np.ndarray[tuple[int], Floating]
-FloatMatrix: TypeAlias = np.ndarray[tuple[int, int], Floating]
+Floats: TypeAlias = np.ndarray[Any, Floating]
+Vector: TypeAlias = np.ndarray[tuple[int], Floating]
+Matrix: TypeAlias = np.ndarray[tuple[int, int], Floating]
 Codes: TypeAlias = np.ndarray[tuple[int], np.dtype[np.intp]]
 Index: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int32] | np.dtype[np.int64]]
 
-def logsumexp(
-    Z: FloatMatrix,
-    out: FloatArray,
-    n_threads: int = 1,
-) -> None: ...
-def softmax(
-    Z: FloatMatrix,
-    out: FloatArray,
-    n_threads: int = 1,
-) -> None: ...
-def log_softmax(
-    Z: FloatMatrix,
-    out: FloatArray,
-    n_threads: int = 1,
-) -> None: ...
-def softmax_vjp(
-    Z: FloatMatrix,
-    U: FloatMatrix,
-    out: FloatArray,
-    n_threads: int = 1,
-) -> None: ...
+# fmt: off
+def logsumexp(Z: Matrix, out: Floats, n_threads: int = 1) -> None: ...
+def softmax(Z: Matrix, out: Floats, n_threads: int = 1) -> None: ...
+def log_softmax(Z: Matrix, out: Floats, n_threads: int = 1) -> None: ...
+def softmax_vjp(Z: Matrix, U: Matrix, out: Floats, n_threads: int = 1) -> None: ...
 def cross_entropy(
-    Z: FloatMatrix,
-    codes: Codes | None,
-    targets: FloatMatrix | None,
-    sample_weight: FloatVector | None,
-    label_smoothing: float,
-    losses: FloatVector | None,
-    residual: FloatMatrix | None,
-    n_threads: int = 1,
+    Z: Matrix, codes: Codes | None, targets: Matrix | None, sample_weight: Vector | None, label_smoothing: float,
+    losses: Vector | None, residual: Matrix | None, n_threads: int = 1,
 ) -> None: ...
-def dense_logits(
-    X: FloatMatrix,
-    rows: Codes | None,
-    W: FloatMatrix,
-    out: FloatArray,
-    n_threads: int = 1,
-) -> None: ...
-def dense_gradient(
-    X: FloatMatrix,
-    rows: Codes | None,
-    G: FloatMatrix,
-    out: FloatArray,
-    n_threads: int = 1,
-) -> None: ...
+def dense_logits(X: Matrix, rows: Codes | None, W: Matrix, out: Floats, n_threads: int = 1) -> None: ...
+def dense_gradient(X: Matrix, rows: Codes | None, G: Matrix, out: Floats, n_threads: int = 1) -> None: ...
 def dense_loss_gradient(
-    X: FloatMatrix,
-    rows: Codes | None,
-    W: FloatMatrix,
-    codes: Codes | None,
-    targets: FloatMatrix | None,
-    sample_weight: FloatVector | None,
-    label_smoothing: float,
-    scale: float,
-    P: FloatMatrix | None,
-    grad: FloatMatrix,
+    X: Matrix, rows: Codes | None, W: Matrix, codes: Codes | None, targets: Matrix | None,
+    sample_weight: Vector | None, label_smoothing: float, scale: float, P: Matrix | None, grad: Matrix,
     n_threads: int = 1,
 ) -> float: ...
 def dense_hessian_product(
-    X: FloatMatrix,
-    rows: Codes | None,
-    P: FloatMatrix,
-    sample_weight: FloatVector | None,
-    scale: float,
-    V: FloatMatrix,
-    out: FloatArray,
+    X: Matrix, rows: Codes | None, P: Matrix, sample_weight: Vector | None, scale: float, V: Matrix, out: Floats,
     n_threads: int = 1,
 ) -> None: ...
+def input_gradient(G: Matrix, W: Matrix, out: Floats, n_threads: int = 1) -> None: ...
 def csr_logits(
-    data: FloatVector,
-    indices: Index,
-    indptr: Index,
-    rows: Codes | None,
-    Wt: FloatMatrix,
-    n_features: int,
-    out: FloatArray,
+    data: Vector, indices: Index, indptr: Index, rows: Codes | None, Wt: Matrix, n_features: int, out: Floats,
     n_threads: int = 1,
 ) -> None: ...
 def csr_gradient(
-    data: FloatVector,
-    indices: Index,
-    indptr: Index,
-    rows: Codes | None,
-    G: FloatMatrix,
-    n_features: int,
-    out: FloatArray,
+    data: Vector, indices: Index, indptr: Index, rows: Codes | None, G: Matrix, n_features: int, out: Floats,
     n_threads: int = 1,
 ) -> None: ...
 def csr_loss_gradient(
-    data: FloatVector,
-    indices: Index,
-    indptr: Index,
-    rows: Codes | None,
-    Wt: FloatMatrix,
-    n_features: int,
-    codes: Codes | None,
-    targets: FloatMatrix | None,
-    sample_weight: FloatVector | None,
-    label_smoothing: float,
-    scale: float,
-    P: FloatMatrix | None,
-    residual: FloatMatrix,
-    grad: FloatMatrix,
-    n_threads: int = 1,
+    data: Vector, indices: Index, indptr: Index, rows: Codes | None, Wt: Matrix, n_features: int,
+    codes: Codes | None, targets: Matrix | None, sample_weight: Vector | None, label_smoothing: float, scale: float,
+    P: Matrix | None, residual: Matrix, grad: Matrix, n_threads: int = 1,
 ) -> float: ...
 def csr_hessian_product(
-    data: FloatVector,
-    indices: Index,
-    indptr: Index,
-    rows: Codes | None,
-    P: FloatMatrix,
-    sample_weight: FloatVector | None,
-    scale: float,
-    Vt: FloatMatrix,
-    n_features: int,
-    curved: FloatMatrix,
-    out: FloatArray,
-    n_threads: int = 1,
-) -> None: ...
-def input_gradient(
-    G: FloatMatrix,
-    W: FloatMatrix,
-    out: FloatArray,
-    n_threads: int = 1,
+    data: Vector, indices: Index, indptr: Index, rows: Codes | None, P: Matrix, sample_weight: Vector | None,
+    scale: float, Vt: Matrix, n_features: int, curved: Matrix, out: Floats, n_threads: int = 1,
 ) -> None: ...
 def openmp_enabled() -> bool: ...
 def simd_level() -> int: ...

@@ -29,16 +29,12 @@ cdef extern from "_simd.h" nogil:
     const int FLOAT_LANES "SR_FLOAT_LANES"
     const int DOUBLE_LANES "SR_DOUBLE_LANES"
     const int OPENMP "SR_OPENMP"
-    float sr_exp_float(float, float)
-    double sr_exp_double(double, double)
-    float sr_log_float(float)
-    double sr_log_double(double)
-    void sr_columns_float(const float**, Py_ssize_t, float*, Py_ssize_t)
-    void sr_columns_double(const double**, Py_ssize_t, double*, Py_ssize_t)
-    void sr_rows_float(const float*, Py_ssize_t, float*, Py_ssize_t)
-    void sr_rows_double(const double*, Py_ssize_t, double*, Py_ssize_t)
-    void sr_sum4_float(const vfloat*, float*)
-    void sr_sum4_double(const vdouble*, double*)
+    # Macros for both types: they choose by the size of what is behind their last pointer, or of their first number.
+    double sr_exp "SR_EXP"(double, double)
+    double sr_log "SR_LOG"(double)
+    void sr_columns "SR_COLUMNS"(const void*, Py_ssize_t, void*, Py_ssize_t)
+    void sr_rows "SR_ROWS"(const void*, Py_ssize_t, void*, Py_ssize_t)
+    void sr_sum4 "SR_SUM4"(const void*, void*)
     void prefetch "SR_PREFETCH"(const void*)
     int sr_simd_level()
     int sr_max_threads()
@@ -49,8 +45,7 @@ cdef enum:
     TILE_ROWS = 4       # logits tile: 4 rows x 5 classes = 20 vector accumulators of AVX-512's 32 registers,
     TILE_CLASSES = 5    # ... 9 loads for 20 multiply-adds; 5 x 2 vectors in the other product
     GATHER_BELOW = 64   # features: below, a block of X is transposed into scratch, as dot products would be too short
-    BLAS_CLASSES = 48   # classes of float32, half as many of float64: from here on BLAS is faster than the tiles
-                        # (benchmarks/README.md has the measurement)
+    BLAS_CLASSES = 48   # classes of float32, half as many of float64: from here on BLAS wins (benchmarks/README.md)
     MAX_PARTS = 16      # parts of the rows that may run at the same time
     WIDE = 64           # classes: from here on vectors run along a row; below, two or three of them wait too much
     AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead
@@ -89,14 +84,6 @@ cdef floating* _corner(const floating[:, :] x) noexcept:
     return NULL if x is None or x.shape[0] == 0 or x.shape[1] == 0 else <floating*>&x[0, 0]
 
 
-cdef void* _allocate(Py_ssize_t n, Py_ssize_t size) except NULL:
-    """Room for n numbers of `size` bytes; the caller frees it."""
-    cdef void* start = malloc(max(n, <Py_ssize_t>1) * size)
-    if start == NULL:
-        raise MemoryError(f"{n * size} bytes of scratch memory")
-    return start
-
-
 # --- leaves: a block of logits, class-major -------------------------------------------------------------------------
 # T (K, ld) INOUT with BLOCK columns used; top, total, factor (BLOCK,): one number a row.
 
@@ -130,10 +117,7 @@ cdef sr_void _transpose_rows(
         for j in range(0, d, 4):
             at = j if j + 4 <= d else d - 4
             for i in range(0, count, 8):
-                if floating is float:
-                    sr_columns_float(x + i, at, T + at * ld + i, ld)
-                else:
-                    sr_columns_double(x + i, at, T + at * ld + i, ld)
+                sr_columns(x + i, at, T + at * ld + i, ld)
     if count < BLOCK:
         for j in range(d):
             for i in range(count, BLOCK):
@@ -168,10 +152,7 @@ cdef sr_void _store_rows(const floating* T, Py_ssize_t ld, Py_ssize_t count, Py_
         for i in range(0, whole, 8):
             for k in range(0, K, 4):
                 at = k if k + 4 <= K else K - 4
-                if floating is float:
-                    sr_rows_float(T + at * ld + i, ld, Z + i * K + at, K)
-                else:
-                    sr_rows_double(T + at * ld + i, ld, Z + i * K + at, K)
+                sr_rows(T + at * ld + i, ld, Z + i * K + at, K)
     for i in range(whole, count):
         for k in range(K):
             Z[i * K + k] = T[k * ld + i]
@@ -212,10 +193,7 @@ cdef sr_void _exp(
         for k in range(K):
             z = T + k * ld + strip
             for i in range(width):
-                if floating is float:
-                    e = sr_exp_float(z[i], high[i])
-                else:
-                    e = sr_exp_double(z[i], high[i])
+                e = sr_exp(z[i], high[i])
                 z[i] = e if e >= floor else 0
                 e = e - lost[i]
                 s = kept[i] + e
@@ -226,7 +204,7 @@ cdef sr_void _exp(
         strip += width
 
 
-cdef inline sr_inline_void _fold(floating* lane, Py_ssize_t half, bint top) noexcept nogil:
+cdef inline sr_inline_void _halve(floating* lane, Py_ssize_t half, bint top) noexcept nogil:
     """lane (half,) = the larger one, or the sum, of its first `half` numbers, a constant, and of those that follow."""
     cdef Py_ssize_t i
     for i in range(half):
@@ -236,14 +214,14 @@ cdef inline sr_inline_void _fold(floating* lane, Py_ssize_t half, bint top) noex
             lane[i] = lane[i] + lane[i + half]
 
 
-cdef inline sr_inline_void _fold_all(floating* lane, bint top) noexcept nogil:
+cdef inline sr_inline_void _fold(floating* lane, bint top) noexcept nogil:
     """lane[0] = the largest one, or the sum, of 32 float or 16 double."""
     if floating is float:
-        _fold(lane, 16, top)
-    _fold(lane, 8, top)
-    _fold(lane, 4, top)
-    _fold(lane, 2, top)
-    _fold(lane, 1, top)
+        _halve(lane, 16, top)
+    _halve(lane, 8, top)
+    _halve(lane, 4, top)
+    _halve(lane, 2, top)
+    _halve(lane, 1, top)
 
 
 cdef sr_void _softmax_rows(
@@ -270,31 +248,25 @@ cdef sr_void _softmax_rows(
         for k in range(whole // width):
             for i in range(width):
                 most[i] = z[k * width + i] if z[k * width + i] > most[i] else most[i]
-        _fold_all(most, True)
+        _fold(most, True)
         high = most[0]
         for i in range(width):
-            if floating is float:
-                e = sr_exp_float(z[K - width + i], high)
-            else:
-                e = sr_exp_double(z[K - width + i], high)
+            e = sr_exp(z[K - width + i], high)
             tail[i] = e
             kept[i] = e * fresh[i]
             lost[i] = 0
         for k in range(whole // width):
             for i in range(width):
-                if floating is float:
-                    e = sr_exp_float(z[k * width + i], high)
-                else:
-                    e = sr_exp_double(z[k * width + i], high)
+                e = sr_exp(z[k * width + i], high)
                 out_row[k * width + i] = e
                 e = e - lost[i]
                 s = kept[i] + e
                 lost[i] = (s - kept[i]) - e
                 kept[i] = s
-        _fold_all(kept, False)
+        _fold(kept, False)
         top[r] = most[0]
         total[r] = kept[0]
-        factor = (weight[r] if weight != NULL else <floating>1) / kept[0]
+        factor = weight[r] / kept[0]
         for k in range(whole):
             out_row[k] = out_row[k] * factor
         for i in range(width):
@@ -305,15 +277,20 @@ cdef sr_void _log(const floating* total, floating* out) noexcept nogil:
     """out OUT = log(total)."""
     cdef Py_ssize_t i
     for i in range(BLOCK):
-        if floating is float:
-            out[i] = sr_log_float(total[i])
-        else:
-            out[i] = sr_log_double(total[i])
+        out[i] = sr_log(total[i])
 
 
-cdef sr_void _scale(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* factor) noexcept nogil:
-    """T *= factor."""
+cdef sr_void _scale(
+    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* times, const floating* over
+) noexcept nogil:
+    """T *= times / over; NULL stands for ones."""
     cdef Py_ssize_t i, k
+    cdef floating[BLOCK] factor
+    for i in range(BLOCK):
+        factor[i] = times[i] if times != NULL else 1
+    if over != NULL:
+        for i in range(BLOCK):
+            factor[i] = factor[i] / over[i]
     for k in range(K):
         for i in range(BLOCK):
             T[k * ld + i] = T[k * ld + i] * factor[i]
@@ -339,55 +316,31 @@ cdef sr_void _log_probabilities(
             T[k * ld + i] = _shifted(_shifted(T[k * ld + i], top[i]), log_total[i])
 
 
-cdef sr_void _mean_shifted(
-    const floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating* out
+cdef sr_void _add_fit(
+    const floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* Y, Py_ssize_t ldy, floating kept, floating uniform,
+    const floating* top, floating* fit
 ) noexcept nogil:
-    """out OUT = mean_k (T - top), divided before it is summed so that it stays finite."""
+    """fit += sum_k (kept Y + uniform) (T - top), always finite."""
     cdef Py_ssize_t i, k
-    cdef floating share = <floating>1 / K
+    cdef floating[BLOCK] sums           # local, as above
     for i in range(BLOCK):
-        out[i] = 0
+        sums[i] = fit[i]
     for k in range(K):
         for i in range(BLOCK):
-            out[i] = _shifted(out[i] + share * _shifted(T[k * ld + i], top[i]), 0)
-
-
-cdef sr_void _smooth(floating* Y, Py_ssize_t ld, Py_ssize_t K, floating kept, floating uniform) noexcept nogil:
-    """Y = kept Y + uniform."""
-    cdef Py_ssize_t i, k
-    for k in range(K):
-        for i in range(BLOCK):
-            Y[k * ld + i] = kept * Y[k * ld + i] + uniform
-
-
-cdef sr_void _dot_shifted(
-    const floating* T, const floating* Y, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating* out
-) noexcept nogil:
-    """out OUT = sum_k Y (T - top)."""
-    cdef Py_ssize_t i, k
+            sums[i] = _shifted(sums[i] + (kept * Y[k * ldy + i] + uniform) * _shifted(T[k * ld + i], top[i]), 0)
     for i in range(BLOCK):
-        out[i] = 0
-    for k in range(K):
-        for i in range(BLOCK):
-            out[i] = _shifted(out[i] + Y[k * ld + i] * _shifted(T[k * ld + i], top[i]), 0)
+        fit[i] = sums[i]
 
 
-cdef sr_void _subtract(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* shift) noexcept nogil:
-    """T -= shift."""
-    cdef Py_ssize_t i, k
-    for k in range(K):
-        for i in range(BLOCK):
-            T[k * ld + i] = T[k * ld + i] - shift[i]
-
-
-cdef sr_void _subtract_scaled(
-    floating* T, const floating* Y, Py_ssize_t ld, Py_ssize_t K, const floating* factor
+cdef sr_void _subtract(
+    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* Y, Py_ssize_t ldy, floating kept, floating uniform,
+    const floating* factor
 ) noexcept nogil:
-    """T -= factor Y."""
+    """T -= factor (kept Y + uniform)."""
     cdef Py_ssize_t i, k
     for k in range(K):
         for i in range(BLOCK):
-            T[k * ld + i] = T[k * ld + i] - factor[i] * Y[k * ld + i]
+            T[k * ld + i] = T[k * ld + i] - factor[i] * (kept * Y[k * ldy + i] + uniform)
 
 
 cdef sr_void _curve(floating* R, const floating* P, Py_ssize_t ld, Py_ssize_t K, const floating* s) noexcept nogil:
@@ -433,10 +386,7 @@ cdef inline sr_inline_void _dot_tile(
                 for i in range(TILE_ROWS):
                     acc[k * TILE_ROWS + i] = acc[k * TILE_ROWS + i] + v[i] * w
         for k in range(TILE_CLASSES):
-            if floating is float:
-                sr_sum4_float(<const vfloat*>&acc[k * TILE_ROWS], T + k * ld)
-            else:
-                sr_sum4_double(<const vdouble*>&acc[k * TILE_ROWS], T + k * ld)
+            sr_sum4(&acc[k * TILE_ROWS], T + k * ld)
 
 
 cdef sr_void _logits_dot(
@@ -497,22 +447,17 @@ cdef sr_void _multiply(
 cdef sr_void _add_row_sums(
     const floating* T, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t K, double* out
 ) noexcept nogil:
-    """out (K,) += sums of T over its first `count` columns, in sixteen lanes of float64."""
-    cdef Py_ssize_t i, k, q, whole = count // 16
+    """out (K,) += sums of T over its first `count` columns and the zeros that follow, in sixteen lanes of float64."""
+    cdef Py_ssize_t i, k, q
     cdef double[16] lane
     for k in range(K):
         for q in range(16):
             lane[q] = 0
-        for i in range(whole):
+        for i in range(0, count, 16):
             for q in range(16):
-                lane[q] = lane[q] + T[k * ld + i * 16 + q]
-        for i in range(whole * 16, count):
-            lane[0] = lane[0] + T[k * ld + i]
-        for q in range(8):
-            lane[q] = lane[q] + lane[q + 8]
-        for q in range(4):
-            lane[q] = lane[q] + lane[q + 4]
-        out[k] += (lane[0] + lane[1]) + (lane[2] + lane[3])
+                lane[q] = lane[q] + T[k * ld + i + q]
+        _fold(lane, False)
+        out[k] += lane[0]
 
 
 cdef void _gemm(
@@ -529,47 +474,126 @@ cdef void _gemm(
         dgemm(side, b"N", &m, &n, &inner, &one, <double*>A, &a, <double*>B, &b, &beta, C, &c)
 
 
-# --- blocks: what happens between the two products ------------------------------------------------------------------
+# --- jobs -----------------------------------------------------------------------------------------------------------
+
+cdef enum Step:     # what becomes of a block of logits
+    NOTHING, LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, SOFTMAX_VJP
+    LOSS            # scale * s (P - Y)
+    CURVE           # scale * s (P*R - P sum_k P*R), where R = X V^T stands for the logits
 
 
-cdef sr_void _weights(
-    const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count, const floating* sample_weight, double scale,
-    floating* weight
-) noexcept nogil:
+cdef struct Job:    # what Python asked for; void is float or double
+    Step step
+    Py_ssize_t m, K
+    const void* logits          # (m, K) IN; NULL: they are X W^T
+    void* out                   # (m, K) OUT what became of them, or NULL
+    void* each                  # (m,) OUT losses, or the sums of LOGSUMEXP, or NULL
+    void* P                     # (m, K) OUT or NULL for LOSS; IN for CURVE, and for SOFTMAX_VJP what it multiplies
+    const Py_ssize_t* rows      # (m,) IN rows of X, codes, targets and sample_weight; NULL: all of them
+    const Py_ssize_t* codes
+    const void* targets
+    const void* sample_weight
+    double label_smoothing, scale
+    double floor                # smaller probabilities are zero: products of theirs would be subnormal, and slow
+    # the products with X (m, d), if there are any
+    const void* X
+    const void* W               # packed; NULL: `logits` are given
+    Py_ssize_t d, p
+    Py_ssize_t stride, lda      # between rows of X, and of what BLAS is given
+    Py_ssize_t Kp               # classes in whole tiles
+    Py_ssize_t lanes, dp        # dp: features of a packed row of W, in whole vectors
+    Py_ssize_t columns          # features in whole tiles: the row length of a part's gradient
+    Py_ssize_t block, blocks    # rows that are taken at a time, and how often
+    Py_ssize_t parts, size      # size: of a part's scratch
+    bint backward, blas, transposed, padded, gathered
+
+
+cdef Job _job(Step step, Py_ssize_t m, Py_ssize_t K) noexcept:
+    """A job without X."""
+    cdef Job job
+    memset(&job, 0, sizeof(Job))
+    job.step, job.m, job.K, job.Kp, job.block, job.scale = step, m, K, K, BLOCK, 1
+    return job
+
+
+cdef Job _dense_job(Step step, const floating[:, :] X, const Py_ssize_t[::1] rows, Py_ssize_t p, Py_ssize_t K) noexcept:
+    cdef Job job = _job(step, X.shape[0] if rows is None else rows.shape[0], K)
+    cdef Py_ssize_t d = X.shape[1], lanes = FLOAT_LANES if floating is float else DOUBLE_LANES
+    job.X, job.d, job.p = _corner[floating](X), d, p
+    job.rows = _first[Py_ssize_t](rows)
+    job.stride = X.strides[0] // <Py_ssize_t>sizeof(floating)
+    job.blas = K * sizeof(floating) >= BLAS_CLASSES * sizeof(float) and d >= GATHER_BELOW
+    job.gathered = job.blas and (job.rows != NULL or job.stride < d)    # BLAS wants rows one after the other
+    job.transposed = d < GATHER_BELOW
+    job.padded = d < 2 * lanes
+    job.lda = d if job.gathered else job.stride
+    job.lanes = lanes
+    job.block = 4 * BLOCK if job.blas else BLOCK
+    job.Kp = _whole(K, TILE_CLASSES)
+    job.dp = d if job.transposed or job.blas else _whole(d, lanes)
+    job.columns = _whole(d, 2 * lanes)
+    return job
+
+
+cdef inline Py_ssize_t _whole(Py_ssize_t n, Py_ssize_t unit) noexcept nogil:
+    """n, rounded up."""
+    return (n + unit - 1) // unit * unit
+
+
+cdef void _aim(
+    Job* job, const Py_ssize_t[::1] codes, const floating[:, ::1] targets, const floating[::1] sample_weight,
+    double label_smoothing, double scale, bint within_pass
+) noexcept:
+    """What a LOSS is about."""
+    job.codes = _first[Py_ssize_t](codes)
+    job.targets = _corner[floating](targets)
+    job.sample_weight = _first[floating](sample_weight)
+    job.label_smoothing, job.scale = label_smoothing, scale
+    if within_pass:
+        job.floor = 1e-20 if floating is float else 1e-100
+
+
+# --- blocks: what becomes of the logits -----------------------------------------------------------------------------
+
+cdef sr_void _weights(const Job* job, Py_ssize_t start, Py_ssize_t count, floating* weight) noexcept nogil:
     """weight (BLOCK,) OUT = scale * s for `count` rows from `start` on, then zeros."""
+    cdef const floating* s = <const floating*>job.sample_weight
     cdef Py_ssize_t i
     for i in range(BLOCK):
-        weight[i] = <floating>scale
-    if sample_weight != NULL:
+        weight[i] = <floating>job.scale
+    if s != NULL:
         for i in range(count):
-            weight[i] = <floating>(scale * sample_weight[rows[start + i] if rows != NULL else start + i])
+            weight[i] = <floating>(job.scale * s[job.rows[start + i] if job.rows != NULL else start + i])
     for i in range(count, BLOCK):
         weight[i] = 0
 
 
 cdef sr_void _pick(
-    const floating* T, Py_ssize_t ld, Py_ssize_t step, const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count,
-    const Py_ssize_t* codes, const floating* top, floating* out
+    const Job* job, Py_ssize_t start, Py_ssize_t count, const floating* T, Py_ssize_t ld, Py_ssize_t step,
+    const floating* top, floating share, floating* out
 ) noexcept nogil:
-    """out (BLOCK,) OUT = T - top at each row's class, then zeros; `ld` between classes of T, `step` between rows."""
+    """out (BLOCK,) OUT = share * (T - top) at each row's class, then zeros.
+
+    `ld` is between classes of T, `step` between rows.
+    """
     cdef Py_ssize_t i
     cdef floating[BLOCK] z
     for i in range(count):
-        z[i] = T[codes[rows[start + i] if rows != NULL else start + i] * ld + i * step]
+        z[i] = T[job.codes[job.rows[start + i] if job.rows != NULL else start + i] * ld + i * step]
     for i in range(count, BLOCK):
         z[i] = top[i]
     for i in range(BLOCK):
-        out[i] = _shifted(z[i], top[i])
+        out[i] = share * _shifted(z[i], top[i])
 
 
 cdef sr_void _deduct(
-    floating* T, Py_ssize_t ld, Py_ssize_t step, const Py_ssize_t* rows, Py_ssize_t start, Py_ssize_t count,
-    const Py_ssize_t* codes, const floating* amount, floating share
+    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, Py_ssize_t ld, Py_ssize_t step,
+    const floating* amount, floating share
 ) noexcept nogil:
     """T at each row's class -= share * amount."""
     cdef Py_ssize_t i
     for i in range(count):
-        T[codes[rows[start + i] if rows != NULL else start + i] * ld + i * step] -= share * amount[i]
+        T[job.codes[job.rows[start + i] if job.rows != NULL else start + i] * ld + i * step] -= share * amount[i]
 
 
 cdef sr_void _losses(
@@ -578,416 +602,224 @@ cdef sr_void _losses(
     """out (BLOCK,) OUT = weight (log_total - fit), and nothing where the weight is zero; total (1,) += their sum."""
     cdef Py_ssize_t i, q
     cdef double loss
-    cdef double[8] lane
-    for q in range(8):
+    cdef double[16] lane
+    for q in range(16):
         lane[q] = 0
-    for i in range(0, 64, 8):  # BLOCK, which range() wants as a literal
-        for q in range(8):
+    for i in range(0, 64, 16):  # BLOCK, which range() wants as a literal
+        for q in range(16):
             loss = <double>weight[i + q] * (<double>log_total[i + q] - <double>fit[i + q])
             loss = loss if weight[i + q] != 0 else 0
             lane[q] = lane[q] + loss
             out[i + q] = <floating>loss
-    for q in range(4):
-        lane[q] = lane[q] + lane[q + 4]
-    total[0] += (lane[0] + lane[1]) + (lane[2] + lane[3])
+    _fold(lane, False)
+    total[0] += lane[0]
 
 
-cdef sr_void _reciprocal(const floating* total, const floating* weight, floating* out) noexcept nogil:
-    """out OUT = weight / total, or 1 / total."""
-    cdef Py_ssize_t i
-    for i in range(BLOCK):
-        out[i] = (weight[i] if weight != NULL else <floating>1) / total[i]
-
-
-cdef double _cross_entropy_block(
-    floating* T, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t K, floating* U, floating* lanes,
-    const Py_ssize_t* rows, Py_ssize_t start, const Py_ssize_t* codes, const floating* targets,
-    const floating* sample_weight, double label_smoothing, double scale, bint within_pass, floating* P, floating* losses,
+cdef double _loss_block(
+    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes
 ) noexcept nogil:
-    """From logits T to scale * s (P - Y) in place; return the summed loss. U (K, ld), lanes (5, BLOCK) are scratch.
-
-    Within a pass over X tiny probabilities count as zero: products of theirs would be subnormal numbers, which are slow.
-    """
+    """From logits T to scale * s (P - Y) in place; return the summed loss. U and lanes are scratch."""
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK        # sum_k Y (Z - top)
-    cdef floating* factor = lanes + 4 * BLOCK
-    cdef floating kept = <floating>(1 - label_smoothing), uniform = <floating>(label_smoothing / K)
+    cdef floating* loss_of_row = lanes + 4 * BLOCK
+    cdef floating* P = <floating*>job.P
+    cdef floating kept = <floating>(1 - job.label_smoothing), uniform = <floating>(job.label_smoothing / job.K)
     cdef (const floating*)[BLOCK] y
     cdef double loss = 0
-    cdef Py_ssize_t i, k
-    cdef floating floor = 0
-    if within_pass:
-        floor = 1e-20 if floating is float else 1e-100
-    _weights(rows, start, count, sample_weight, scale, weight)
-    _top(T, ld, K, top)
-    if codes != NULL:
-        _pick(T, ld, 1, rows, start, count, codes, top, fit)
-        if label_smoothing != 0:
-            _mean_shifted(T, ld, K, top, factor)
-            for i in range(BLOCK):
-                fit[i] = kept * fit[i] + <floating>label_smoothing * factor[i]
-    else:
+    cdef Py_ssize_t i, k, ld = job.block, ldy = ld if job.codes == NULL else 0, K = job.K
+    cdef bint everywhere = job.codes == NULL or uniform != 0    # Y is more than one class
+    if job.codes == NULL:
         for i in range(BLOCK):
-            k = min(start + i, start + count - 1)
-            y[i] = targets + (rows[k] if rows != NULL else k) * K
+            k = start + min(i, count - 1)
+            y[i] = <const floating*>job.targets + (job.rows[k] if job.rows != NULL else k) * K
         _transpose_rows(y, count, K, U, ld)
-        if label_smoothing != 0:
-            _smooth(U, ld, K, kept, uniform)
-        _dot_shifted(T, U, ld, K, top, fit)
-    _exp(T, ld, K, top, floor, total)
+    elif everywhere:
+        memset(U, 0, BLOCK * sizeof(floating))      # read for every class
+    _weights(job, start, count, weight)
+    _top(T, ld, K, top)
+    if job.codes == NULL:
+        memset(fit, 0, BLOCK * sizeof(floating))
+    else:
+        _pick(job, start, count, T, ld, 1, top, kept, fit)
+    if everywhere:
+        _add_fit(T, ld, K, U, ldy, kept, uniform, top, fit)
+    _exp(T, ld, K, top, <floating>job.floor, total)
     _log(total, top)
-    _losses(weight, top, fit, factor, &loss)
-    if losses != NULL:
-        memcpy(losses, factor, count * sizeof(floating))
-    _reciprocal(total, <floating*>NULL if P != NULL else weight, factor)
-    _scale(T, ld, K, factor)
-    if P != NULL:
-        _store_rows(T, ld, count, K, P)
-        _scale(T, ld, K, weight)
-    if codes == NULL:
-        _subtract_scaled(T, U, ld, K, weight)
-        return loss
-    if label_smoothing != 0:
-        for i in range(BLOCK):
-            factor[i] = weight[i] * uniform
-        _subtract(T, ld, K, factor)
-    _deduct(T, ld, 1, rows, start, count, codes, weight, kept)
+    _losses(weight, top, fit, loss_of_row, &loss)
+    if job.each != NULL:
+        memcpy(<floating*>job.each + start, loss_of_row, count * sizeof(floating))
+    if P == NULL:
+        _scale(T, ld, K, weight, total)
+    else:
+        _scale[floating](T, ld, K, NULL, total)
+        _store_rows(T, ld, count, K, P + start * K)
+        _scale[floating](T, ld, K, weight, NULL)
+    if everywhere:
+        _subtract(T, ld, K, U, ldy, kept, uniform, weight)
+    if job.codes != NULL:
+        _deduct(job, start, count, T, ld, 1, weight, kept)
     return loss
 
 
-cdef void _wide_block(
-    const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* lanes, Py_ssize_t start, const Py_ssize_t* codes,
-    const floating* sample_weight, floating* losses, floating* residual,
-) noexcept nogil:
-    """residual (count, K) OUT = s (P - Y), losses (count,) OUT or NULL, all row-major; lanes (5, BLOCK) is scratch."""
+cdef void _wide_block(const Job* job, Py_ssize_t start, Py_ssize_t count, floating* lanes) noexcept nogil:
+    """SOFTMAX, or a LOSS of codes, from row-major logits to row-major `out`."""
+    cdef const floating* Z = <const floating*>job.logits + start * job.K
+    cdef floating* out = <floating*>job.out + start * job.K
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK
     cdef double loss = 0
-    cdef Py_ssize_t i
-    for i in range(count, BLOCK):
-        top[i] = 0
-        total[i] = 1
-    _weights(NULL, start, count, sample_weight, 1, weight)
-    _softmax_rows(Z, count, K, weight, residual, top, total)
-    _pick(Z, 1, K, NULL, start, count, codes, top, fit)
-    _deduct(residual, 1, K, NULL, start, count, codes, weight, <floating>1)
-    if losses != NULL:
-        _log(total, top)
+    _weights(job, start, count, weight)
+    _softmax_rows(Z, count, job.K, weight, out, top, total)
+    if job.step == SOFTMAX:
+        return
+    _pick(job, start, count, Z, 1, job.K, top, <floating>1, fit)
+    _deduct(job, start, count, out, 1, job.K, weight, <floating>1)
+    if job.each != NULL:
+        _log(total, top)    # beyond `count` it is anything: the weights there are zero
         _losses(weight, top, fit, lanes + 4 * BLOCK, &loss)
-        memcpy(losses, lanes + 4 * BLOCK, count * sizeof(floating))
+        memcpy(<floating*>job.each + start, lanes + 4 * BLOCK, count * sizeof(floating))
 
 
-cdef void _curve_block(
-    floating* R, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t K, floating* U, floating* lanes,
-    const Py_ssize_t* rows, Py_ssize_t start, const floating* P, const floating* sample_weight, double scale,
+cdef floating* _softmax_block(
+    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes
 ) noexcept nogil:
-    """From R = X V^T to scale * s (P*R - P sum_k P*R) in place; P (count, K) belongs to these rows."""
-    _weights(rows, start, count, sample_weight, scale, lanes)
-    _load_rows(P, count, K, U, ld)
-    _curve(R, U, ld, K, lanes)
-
-
-# --- batches of logits ----------------------------------------------------------------------------------------------
-
-cdef enum Batch:
-    LOGSUMEXP
-    SOFTMAX
-    LOG_SOFTMAX
-    SOFTMAX_VJP
-
-
-cdef void _batch_block(
-    Batch what, const floating* Z, const floating* other, Py_ssize_t count, Py_ssize_t K, floating* T, floating* U,
-    floating* lanes, floating* out,
-) noexcept nogil:
+    """The steps that are named after the softmax, from logits T; return where the result is: T or U."""
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
-    cdef Py_ssize_t i
-    if what == SOFTMAX and K >= WIDE:
-        _softmax_rows(Z, count, K, NULL, out, top, total)
-        return
-    _load_rows(Z, count, K, T, BLOCK)
+    cdef Py_ssize_t i, K = job.K
     _top(T, BLOCK, K, top)
-    if what == LOG_SOFTMAX:
+    if job.step == LOG_SOFTMAX:
         memcpy(U, T, K * BLOCK * sizeof(floating))
         _exp(U, BLOCK, K, top, 0, total)
         _log(total, total)
         _log_probabilities(T, BLOCK, K, top, total)
-    else:
-        _exp(T, BLOCK, K, top, 0, total)
-        if what == LOGSUMEXP:
-            _log(total, total)
-            for i in range(count):
-                out[i] = top[i] + total[i]
-            return
-        for i in range(BLOCK):
-            total[i] = 1 / total[i]
-        _scale(T, BLOCK, K, total)
-        if what == SOFTMAX_VJP:
-            for i in range(BLOCK):
-                lanes[i] = 1
-            _load_rows(other, count, K, U, BLOCK)
-            _curve(U, T, BLOCK, K, lanes)
-            T = U
-    _store_rows(T, BLOCK, count, K, out)
+        return T
+    _exp(T, BLOCK, K, top, 0, total)
+    if job.step == LOGSUMEXP:
+        _log(total, total)
+        for i in range(count):
+            (<floating*>job.each)[start + i] = top[i] + total[i]
+        return T
+    _scale[floating](T, BLOCK, K, NULL, total)
+    if job.step == SOFTMAX:
+        return T
+    _weights(job, start, count, lanes)
+    _load_rows(<floating*>job.P + start * K, count, K, U, BLOCK)
+    _curve(U, T, BLOCK, K, lanes)
+    return U
 
 
-cdef int _batch(
-    Batch what, const floating[:, ::1] Z, const floating* other, floating* out, int n_threads
-) except -1:
-    """Run `what` over the blocks of Z."""
-    cdef Py_ssize_t n = Z.shape[0], K = Z.shape[1], block, start
-    cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, width = 1 if what == LOGSUMEXP else K
-    cdef Py_ssize_t parts = min(blocks, <Py_ssize_t>MAX_PARTS), part, size = (2 * K + 2) * BLOCK
-    cdef floating* scratch
-    cdef floating* T
-    if n == 0 or K == 0:
-        return 0
-    scratch = <floating*>_allocate(parts * size, sizeof(floating))
-    for part in prange(parts, nogil=True, num_threads=n_threads, schedule="static"):
-        T = scratch + part * size
-        for block in range(part * blocks // parts, (part + 1) * blocks // parts):
-            start = block * BLOCK
-            _batch_block(
-                what, &Z[start, 0], other + start * K if other != NULL else NULL, min(<Py_ssize_t>BLOCK, n - start), K,
-                T, T + K * BLOCK, T + 2 * K * BLOCK, out + start * width,
-            )
-    free(scratch)
-    return 0
+cdef double _block(
+    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes
+) noexcept nogil:
+    """The job's step for `count` rows from `start` on, from `logits` or T to `out` or T; return the summed loss."""
+    cdef Py_ssize_t K = job.K
+    cdef double loss = 0
+    if job.logits != NULL:
+        if K >= WIDE and job.out != NULL and (
+            job.step == SOFTMAX
+            or job.step == LOSS and job.codes != NULL and job.label_smoothing == 0 and job.floor == 0
+        ):
+            _wide_block(job, start, count, lanes)
+            return 0
+        _load_rows(<const floating*>job.logits + start * K, count, K, T, job.block)
+    if job.step == LOSS:
+        loss = _loss_block(job, start, count, T, U, lanes)
+    elif job.step == CURVE:
+        _weights(job, start, count, lanes)
+        _load_rows(<floating*>job.P + start * K, count, K, U, job.block)
+        _curve(T, U, job.block, K, lanes)
+    elif job.step != NOTHING:
+        T = _softmax_block(job, start, count, T, U, lanes)
+    if job.out != NULL:
+        _store_rows(T, job.block, count, K, <floating*>job.out + start * K)
+    return loss
 
 
-def logsumexp(const floating[:, ::1] Z, floating[::1] out, int n_threads=1):
-    """out (n,) OUT = log(sum_k exp(Z_k)), shifted by the row maximum so that nothing overflows."""
-    _batch[floating](LOGSUMEXP, Z, NULL, _first[floating](out), n_threads)
+# --- dense rows: the products before and after ----------------------------------------------------------------------
 
-
-def softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1):
-    """out (n, K) OUT = exp(Z) / sum_k exp(Z_k)."""
-    _batch[floating](SOFTMAX, Z, NULL, _corner[floating](out), n_threads)
-
-
-def log_softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1):
-    """out (n, K) OUT = Z - logsumexp(Z), never the log of a rounded probability."""
-    _batch[floating](LOG_SOFTMAX, Z, NULL, _corner[floating](out), n_threads)
-
-
-def softmax_vjp(const floating[:, ::1] Z, const floating[:, ::1] U, floating[:, ::1] out, int n_threads=1):
-    """out (n, K) OUT = J^T U row by row with J = diag(p) - p p^T, that is t - (1^T t) p with t = p * u."""
-    _batch[floating](SOFTMAX_VJP, Z, _corner[floating](U), _corner[floating](out), n_threads)
-
-
-def cross_entropy(
-    const floating[:, ::1] Z, const Py_ssize_t[::1] codes, const floating[:, ::1] targets,
-    const floating[::1] sample_weight, double label_smoothing, floating[::1] losses, floating[:, ::1] residual,
-    int n_threads=1,
-):
-    """losses (n,) OUT or None = s CE(y, p); residual (n, K) OUT or None = s (P - Y)."""
-    cdef Py_ssize_t n = Z.shape[0], K = Z.shape[1], block, start, count
-    cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, parts = min(blocks, <Py_ssize_t>MAX_PARTS), part
-    cdef Py_ssize_t size = (2 * K + 5) * BLOCK
-    cdef const Py_ssize_t* y = _first[Py_ssize_t](codes)
-    cdef const floating* Y = _corner[floating](targets)
-    cdef const floating* s = _first[floating](sample_weight)
-    cdef floating* loss = _first[floating](losses)
-    cdef floating* out = _corner[floating](residual)
-    cdef floating* scratch
-    cdef floating* T
-    if n == 0 or K == 0:
-        return
-    scratch = <floating*>_allocate(parts * size, sizeof(floating))
-    for part in prange(parts, nogil=True, num_threads=n_threads, schedule="static"):
-        T = scratch + part * size
-        for block in range(part * blocks // parts, (part + 1) * blocks // parts):
-            start = block * BLOCK
-            count = min(<Py_ssize_t>BLOCK, n - start)
-            if K >= WIDE and y != NULL and label_smoothing == 0 and out != NULL:
-                _wide_block(
-                    &Z[start, 0], count, K, T + 2 * K * BLOCK, start, y, s, loss + start if loss != NULL else NULL,
-                    out + start * K,
-                )
-                continue
-            _load_rows(&Z[start, 0], count, K, T, BLOCK)
-            _cross_entropy_block(
-                T, BLOCK, count, K, T + K * BLOCK, T + 2 * K * BLOCK, NULL, start, y, Y, s, label_smoothing, 1,
-                False, NULL, loss + start if loss != NULL else NULL,
-            )
-            if out != NULL:
-                _store_rows(T, BLOCK, count, K, out + start * K)
-    free(scratch)
-
-
-# --- dense rows -----------------------------------------------------------------------------------------------------
-
-
-cdef struct Plan:
-    Py_ssize_t m, d, p, K, Kp       # Kp: classes in whole tiles
-    Py_ssize_t lanes, dp            # dp: features of a packed row of W, in whole vectors
-    Py_ssize_t block                # rows that are taken at a time
-    Py_ssize_t parts
-    Py_ssize_t columns              # features in whole tiles: the row length of a part's gradient
-    Py_ssize_t size                 # of a part's scratch
-    Py_ssize_t stride               # between rows of X
-    const Py_ssize_t* rows
-    bint blas, transposed, padded, gathered, single
-
-
-cdef Plan _plan(const floating[:, :] X, const Py_ssize_t[::1] rows, Py_ssize_t p, Py_ssize_t K) noexcept:
-    cdef Plan plan
-    cdef Py_ssize_t tile
-    plan.d = X.shape[1]
-    plan.p = p
-    plan.K = K
-    plan.rows = NULL if rows is None else _first[Py_ssize_t](rows)
-    plan.m = X.shape[0] if rows is None else rows.shape[0]
-    plan.stride = X.strides[0] // <Py_ssize_t>sizeof(floating)
-    plan.single = floating is float
-    plan.lanes = FLOAT_LANES if floating is float else DOUBLE_LANES
-    tile = 2 * plan.lanes
-    plan.blas = (K if plan.single else 2 * K) >= BLAS_CLASSES and plan.d >= GATHER_BELOW
-    plan.transposed = plan.d < GATHER_BELOW
-    plan.padded = plan.d < tile
-    plan.gathered = plan.blas and (plan.rows != NULL or plan.stride < plan.d)   # BLAS wants rows one after the other
-    plan.block = 4 * BLOCK if plan.blas else BLOCK
-    plan.parts = min(<Py_ssize_t>MAX_PARTS, (plan.m + plan.block - 1) // plan.block)
-    plan.Kp = (K + TILE_CLASSES - 1) // TILE_CLASSES * TILE_CLASSES
-    plan.dp = plan.d if plan.transposed or plan.blas else (plan.d + plan.lanes - 1) // plan.lanes * plan.lanes
-    plan.columns = (plan.d + tile - 1) // tile * tile
-    plan.size = (
-        plan.Kp * (plan.block + plan.columns) + K * plan.block + 5 * BLOCK
-        + (plan.d * BLOCK if plan.transposed else 0)
-        + (BLOCK * tile if plan.padded else 0)
-        + (plan.block * plan.d if plan.gathered else 0)
-    )
-    return plan
-
-
-cdef struct Scratch:
-    void* T             # (Kp, block) logits
-    void* U             # (K, block) probabilities or targets
-    void* lanes         # (5, BLOCK) one number a row
-    void* gradient      # (Kp, columns)
-    void* features      # a transposed block of X, or a gathered one for BLAS
-    void* padding       # rows of X shorter than a tile
-
-
-cdef Scratch _scratch(const Plan* plan, floating* start) noexcept nogil:
-    cdef Scratch at
-    at.gradient = start
-    at.T = start + plan.Kp * plan.columns
-    at.U = <floating*>at.T + plan.Kp * plan.block
-    at.lanes = <floating*>at.U + plan.K * plan.block
-    at.features = <floating*>at.lanes + 5 * BLOCK
-    at.padding = <floating*>at.features + (plan.d * BLOCK if plan.transposed else 0)
-    return at
-
-
-cdef inline Py_ssize_t _row(const Plan* plan, Py_ssize_t i) noexcept nogil:
-    return plan.rows[i] if plan.rows != NULL else i
+cdef void _pack(const Job* job, const floating[:, ::1] W, floating* packed) noexcept:
+    """W in whole tiles, (Kp, dp) then the bias (Kp,): zeros fill up, and stand where a moved-back vector overlaps."""
+    cdef Py_ssize_t k, d = job.d, whole = d if job.dp == d else d // job.lanes * job.lanes
+    memset(packed, 0, job.Kp * (job.dp + 1) * sizeof(floating))
+    for k in range(job.K):
+        if d > 0:
+            memcpy(packed + k * job.dp, &W[k, 0], whole * sizeof(floating))
+        if whole < d:
+            memcpy(packed + (k + 1) * job.dp - (d - whole), &W[k, whole], (d - whole) * sizeof(floating))
+        if job.p > d:
+            packed[job.Kp * job.dp + k] = W[k, d]
 
 
 cdef void _point(
-    const Plan* plan, const floating* X, Py_ssize_t start, Py_ssize_t count, const floating** x
+    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* features, const floating** x
 ) noexcept nogil:
     """x OUT = where `count` rows from `start` on stand; the table goes on for whole tiles, then for what comes next."""
-    cdef Py_ssize_t i
-    for i in range(BLOCK + TILE_ROWS):
-        x[i] = X + _row(plan, min(start + i, plan.m - 1)) * plan.stride
-
-
-cdef const floating* _thick(
-    const Plan* plan, const floating* X, Py_ssize_t start, Py_ssize_t count, Scratch at, Py_ssize_t* lda
-) noexcept nogil:
-    """A block of X as BLAS wants it, in place if the rows follow each other."""
-    cdef floating* block = <floating*>at.features
-    cdef Py_ssize_t i
-    if not plan.gathered:
-        lda[0] = plan.stride
-        return X + start * plan.stride
-    for i in range(count):
-        memcpy(block + i * plan.d, X + _row(plan, start + i) * plan.stride, plan.d * sizeof(floating))
-    lda[0] = plan.d
-    return block
-
-
-cdef floating* _pack(const Plan* plan, const floating[:, ::1] W, floating** bias) except? NULL:
-    """W in whole tiles, (Kp, dp) then the bias (Kp,): zeros fill up, and stand where a moved-back vector overlaps."""
-    cdef floating* packed = <floating*>_allocate(plan.Kp * (plan.dp + 1), sizeof(floating))
-    cdef Py_ssize_t k, whole = plan.d if plan.dp == plan.d else plan.d // plan.lanes * plan.lanes
-    memset(packed, 0, plan.Kp * (plan.dp + 1) * sizeof(floating))
-    bias[0] = packed + plan.Kp * plan.dp
-    for k in range(plan.K):
-        if plan.d > 0:
-            memcpy(packed + k * plan.dp, &W[k, 0], whole * sizeof(floating))
-        if whole < plan.d:
-            memcpy(
-                packed + (k + 1) * plan.dp - (plan.d - whole), &W[k, whole], (plan.d - whole) * sizeof(floating)
-            )
-        if plan.p > plan.d:
-            bias[0][k] = W[k, plan.d]
-    return packed
+    cdef const floating* X = <const floating*>job.X
+    cdef Py_ssize_t i, k
+    for i in range(count if job.gathered else BLOCK + TILE_ROWS):
+        k = min(start + i, job.m - 1)
+        k = (job.rows[k] if job.rows != NULL else k) * job.stride
+        if job.gathered:
+            memcpy(features + i * job.d, X + k, job.d * sizeof(floating))
+        else:
+            x[i] = X + k
+    if job.gathered:
+        x[0] = features
 
 
 cdef void _forward(
-    const Plan* plan, const floating* X, Py_ssize_t start, Py_ssize_t count, const floating* W, const floating* bias,
-    Scratch at,
+    const Job* job, const floating** x, Py_ssize_t count, floating* T, floating* features
 ) noexcept nogil:
-    """T = W x^T + b for rows start .. start + count."""
-    cdef (const floating*)[BLOCK + TILE_ROWS] x
+    """T = W x^T + b for `count` rows."""
     cdef (const floating*)[GATHER_BELOW] columns
-    cdef floating* T = <floating*>at.T
-    cdef floating* XT = <floating*>at.features
-    cdef Py_ssize_t i, j, k, lda
-    for k in range(plan.Kp):
-        for i in range(plan.block):
-            T[k * plan.block + i] = bias[k]
-    if plan.blas:
-        X = _thick(plan, X, start, count, at, &lda)
-        _gemm[floating](True, count, plan.K, plan.d, X, lda, W, plan.dp, 1, T, plan.block)
-        return
-    _point(plan, X, start, count, x)
-    if plan.transposed:
-        _transpose_rows(x, count, plan.d, XT, BLOCK)
-        for j in range(plan.d):
-            columns[j] = XT + j * BLOCK
+    cdef const floating* W = <const floating*>job.W
+    cdef const floating* bias = W + job.Kp * job.dp
+    cdef Py_ssize_t i, k
+    for k in range(job.Kp):
+        for i in range(job.block):
+            T[k * job.block + i] = bias[k]
+    if job.blas:
+        _gemm[floating](True, count, job.K, job.d, x[0], job.lda, W, job.dp, 1, T, job.block)
+    elif job.transposed:
+        _transpose_rows(x, count, job.d, features, BLOCK)
+        for i in range(job.d):
+            columns[i] = features + i * BLOCK
         if floating is float:
-            _multiply(W, plan.dp, plan.Kp, columns, plan.d, BLOCK, <vfloat*>T, BLOCK)
+            _multiply(W, job.dp, job.Kp, columns, job.d, BLOCK, <vfloat*>T, BLOCK)
         else:
-            _multiply(W, plan.dp, plan.Kp, columns, plan.d, BLOCK, <vdouble*>T, BLOCK)
+            _multiply(W, job.dp, job.Kp, columns, job.d, BLOCK, <vdouble*>T, BLOCK)
     elif floating is float:
-        _logits_dot(x, count, <const vfloat*>W, plan.dp, plan.d, plan.Kp, T, BLOCK)
+        _logits_dot(x, count, <const vfloat*>W, job.dp, job.d, job.Kp, T, BLOCK)
     else:
-        _logits_dot(x, count, <const vdouble*>W, plan.dp, plan.d, plan.Kp, T, BLOCK)
+        _logits_dot(x, count, <const vdouble*>W, job.dp, job.d, job.Kp, T, BLOCK)
 
 
 cdef void _backward(
-    const Plan* plan, const floating* X, Py_ssize_t start, Py_ssize_t count, Scratch at, double* bias
+    const Job* job, const floating** x, Py_ssize_t count, const floating* T, floating* features, floating* gradient,
+    double* bias
 ) noexcept nogil:
-    """gradient += T x, bias += row sums of T, for rows start .. start + count."""
-    cdef (const floating*)[BLOCK + TILE_ROWS] x
-    cdef floating* T = <floating*>at.T
-    cdef floating* padding = <floating*>at.padding
-    cdef Py_ssize_t i, lda, width = plan.d
-    if plan.p > plan.d:
-        _add_row_sums(T, plan.block, count, plan.K, bias)
-    if plan.blas:
-        X = _thick(plan, X, start, count, at, &lda)
-        _gemm[floating](False, plan.d, plan.K, count, X, lda, T, plan.block, 1, <floating*>at.gradient, plan.columns)
+    """gradient += T x, bias += row sums of T, for `count` rows; x is lost."""
+    cdef Py_ssize_t i, width = job.d
+    if job.p > job.d:
+        _add_row_sums(T, job.block, count, job.K, bias)
+    if job.blas:
+        _gemm[floating](False, job.d, job.K, count, x[0], job.lda, T, job.block, 1, gradient, job.columns)
         return
-    _point(plan, X, start, count, x)
-    if plan.padded:
-        width = 2 * plan.lanes
-        memset(padding, 0, count * width * sizeof(floating))
+    if job.padded:
+        width = job.columns
+        memset(features, 0, count * width * sizeof(floating))
         for i in range(count):
-            memcpy(padding + i * width, x[i], plan.d * sizeof(floating))
-            x[i] = padding + i * width
+            memcpy(features + i * width, x[i], job.d * sizeof(floating))
+            x[i] = features + i * width
     if floating is float:
-        _multiply(T, BLOCK, plan.Kp, x, count, width, <vfloat*>at.gradient, plan.columns)
+        _multiply(T, BLOCK, job.Kp, x, count, width, <vfloat*>gradient, job.columns)
     else:
-        _multiply(T, BLOCK, plan.Kp, x, count, width, <vdouble*>at.gradient, plan.columns)
+        _multiply(T, BLOCK, job.Kp, x, count, width, <vdouble*>gradient, job.columns)
 
 
 cdef sr_void _add(floating* total, const floating* other, Py_ssize_t n) noexcept nogil:
@@ -997,142 +829,147 @@ cdef sr_void _add(floating* total, const floating* other, Py_ssize_t n) noexcept
         total[i] = total[i] + other[i]
 
 
-cdef void _collect(const Plan* plan, floating* scratch, double* bias, floating[:, ::1] out) noexcept nogil:
+cdef void _collect(const Job* job, floating* scratch, double* bias, floating[:, ::1] out) noexcept nogil:
     """out (K, p) OUT = the parts' gradients, summed in order."""
-    cdef Py_ssize_t k, part, n = plan.Kp * plan.columns
-    cdef Py_ssize_t last = plan.columns - 2 * plan.lanes    # where the last tile begins, and which features it holds
-    if plan.blas or plan.padded or plan.columns == plan.d:
-        last = plan.d
-    for part in range(1, plan.parts):
-        _add(scratch, scratch + part * plan.size, n)
-        for k in range(plan.K):
-            bias[k] += bias[part * plan.Kp + k]
-    for k in range(plan.K):
-        memcpy(&out[k, 0], scratch + k * plan.columns, last * sizeof(floating))
-        if last < plan.d:
-            memcpy(
-                &out[k, last], scratch + k * plan.columns + plan.columns - (plan.d - last),
-                (plan.d - last) * sizeof(floating),
-            )
-        if plan.p > plan.d:
-            out[k, plan.d] = <floating>bias[k]
+    cdef Py_ssize_t k, part, n = job.Kp * job.columns, d = job.d
+    cdef Py_ssize_t last = job.columns - 2 * job.lanes  # where the last tile begins, and which features it holds
+    if job.blas or job.padded or job.columns == d:
+        last = d
+    for part in range(1, job.parts):
+        _add(scratch, scratch + part * job.size, n)
+        for k in range(job.K):
+            bias[k] += bias[part * job.Kp + k]
+    for k in range(job.K):
+        memcpy(&out[k, 0], scratch + k * job.columns, last * sizeof(floating))
+        if last < d:
+            memcpy(&out[k, last], scratch + (k + 1) * job.columns - (d - last), (d - last) * sizeof(floating))
+        if job.p > d:
+            out[k, d] = <floating>bias[k]
 
 
-cdef inline Py_ssize_t _part_start(const Plan* plan, Py_ssize_t part) noexcept nogil:
-    """The first row of a part: whole blocks, as evenly as they go."""
-    cdef Py_ssize_t blocks = (plan.m + plan.block - 1) // plan.block
-    return min(plan.m, part * blocks // plan.parts * plan.block)
+# --- the one driver -------------------------------------------------------------------------------------------------
 
-
-# The bodies of the four parallel loops below: what one part does with its rows, block by block.
-
-
-cdef void _logits_part(
-    const Plan* plan, Py_ssize_t part, floating* scratch, const floating* X, const floating* W, const floating* bias,
-    floating* out,
-) noexcept nogil:
-    cdef Scratch at = _scratch(plan, scratch + part * plan.size)
-    cdef Py_ssize_t start = _part_start(plan, part), stop = _part_start(plan, part + 1), count, strip
-    while start < stop:
-        count = min(plan.block, stop - start)
-        _forward(plan, X, start, count, W, bias, at)
-        for strip in range(0, count, 64):  # BLOCK, which range() wants as a literal
-            _store_rows(
-                <floating*>at.T + strip, plan.block, min(<Py_ssize_t>BLOCK, count - strip), plan.K,
-                out + (start + strip) * plan.K,
-            )
-        start += count
-
-
-cdef void _gradient_part(
-    const Plan* plan, Py_ssize_t part, floating* scratch, const floating* X, const floating* G, double* sums,
-) noexcept nogil:
-    cdef Scratch at = _scratch(plan, scratch + part * plan.size)
-    cdef Py_ssize_t start = _part_start(plan, part), stop = _part_start(plan, part + 1), count, strip
-    _clear(plan, at, sums + part * plan.Kp)
-    while start < stop:
-        count = min(plan.block, stop - start)
-        for strip in range(0, count, 64):  # BLOCK, which range() wants as a literal
-            _load_rows(
-                G + (start + strip) * plan.K, min(<Py_ssize_t>BLOCK, count - strip), plan.K,
-                <floating*>at.T + strip, plan.block,
-            )
-        _backward(plan, X, start, count, at, sums + part * plan.Kp)
-        start += count
-
-
-cdef double _loss_part(
-    const Plan* plan, Py_ssize_t part, floating* scratch, const floating* X, const floating* W, const floating* bias,
-    const Py_ssize_t* codes, const floating* targets, const floating* sample_weight, double label_smoothing,
-    double scale, floating* P, double* sums,
-) noexcept nogil:
-    cdef Scratch at = _scratch(plan, scratch + part * plan.size)
-    cdef Py_ssize_t start = _part_start(plan, part), stop = _part_start(plan, part + 1), count, strip
+cdef double _part(const Job* job, Py_ssize_t part, floating* scratch, double* sums) noexcept nogil:
+    """Do a part of the job, block by block; return its loss."""
+    cdef floating* gradient = scratch + part * job.size     # (Kp, columns)
+    cdef floating* T = gradient + job.Kp * job.columns      # (Kp, block) logits
+    cdef floating* U = T + job.Kp * job.block               # (K, block) probabilities or targets
+    cdef floating* lanes = U + job.K * job.block            # (5, BLOCK) one number a row
+    cdef floating* features = lanes + 5 * BLOCK             # a block of X: transposed, padded or gathered
+    cdef (const floating*)[BLOCK + TILE_ROWS] x
+    cdef Py_ssize_t start = part * job.blocks // job.parts * job.block, count, strip
+    cdef Py_ssize_t stop = min(job.m, (part + 1) * job.blocks // job.parts * job.block)
     cdef double loss = 0
-    _clear(plan, at, sums + part * plan.Kp)
+    if job.backward:                                        # classes that only fill up a tile stay zero
+        memset(gradient, 0, job.Kp * (job.columns + job.block) * sizeof(floating))
+        memset(sums + part * job.Kp, 0, job.Kp * sizeof(double))
     while start < stop:
-        count = min(plan.block, stop - start)
-        _forward(plan, X, start, count, W, bias, at)
+        count = min(job.block, stop - start)
+        if job.p > 0:
+            _point(job, start, count, features, x)
+        if job.W != NULL:
+            _forward(job, x, count, T, features)
         for strip in range(0, count, 64):  # BLOCK, which range() wants as a literal
-            loss += _cross_entropy_block(
-                <floating*>at.T + strip, plan.block, min(<Py_ssize_t>BLOCK, count - strip), plan.K,
-                <floating*>at.U + strip, <floating*>at.lanes, plan.rows, start + strip, codes, targets, sample_weight,
-                label_smoothing, scale, True,
-                P + (start + strip) * plan.K if P != NULL else NULL, NULL,
-            )
-        _backward(plan, X, start, count, at, sums + part * plan.Kp)
+            loss += _block(job, start + strip, min(<Py_ssize_t>BLOCK, count - strip), T + strip, U + strip, lanes)
+        if job.backward:
+            _backward(job, x, count, T, features, gradient, sums + part * job.Kp)
         start += count
     return loss
 
 
-cdef void _hessian_part(
-    const Plan* plan, Py_ssize_t part, floating* scratch, const floating* X, const floating* V, const floating* bias,
-    const floating* P, const floating* sample_weight, double scale, double* sums,
-) noexcept nogil:
-    cdef Scratch at = _scratch(plan, scratch + part * plan.size)
-    cdef Py_ssize_t start = _part_start(plan, part), stop = _part_start(plan, part + 1), count, strip
-    _clear(plan, at, sums + part * plan.Kp)
-    while start < stop:
-        count = min(plan.block, stop - start)
-        _forward(plan, X, start, count, V, bias, at)
-        for strip in range(0, count, 64):  # BLOCK, which range() wants as a literal
-            _curve_block(
-                <floating*>at.T + strip, plan.block, min(<Py_ssize_t>BLOCK, count - strip), plan.K,
-                <floating*>at.U + strip, <floating*>at.lanes, plan.rows, start + strip,
-                P + (start + strip) * plan.K, sample_weight, scale,
-            )
-        _backward(plan, X, start, count, at, sums + part * plan.Kp)
-        start += count
+cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, int n_threads) except? -1:
+    """Do a job, return its loss; W, to multiply X by, and gradient (K, p) OUT = T [X 1] may be None."""
+    cdef Py_ssize_t part, n_sums, n
+    cdef void* memory
+    cdef double* sums
+    cdef floating* scratch
+    cdef double[MAX_PARTS] losses
+    cdef double loss = 0
+    if job.m == 0 or job.K == 0:
+        if gradient is not None:
+            gradient[:, :] = 0
+        return 0
+    job.backward = gradient is not None
+    job.blocks = (job.m + job.block - 1) // job.block
+    job.parts = min(<Py_ssize_t>MAX_PARTS, job.blocks)
+    job.size = job.Kp * (job.columns + job.block) + job.K * job.block + 5 * BLOCK
+    if job.gathered or job.transposed:
+        job.size += job.block * max(job.d, job.columns if job.padded else 0)
+    n_sums = _whole(job.parts * job.Kp, 8) if job.backward else 0
+    n = job.parts * job.size
+    memory = malloc(64 + n_sums * sizeof(double) + (n + job.Kp * (job.dp + 1)) * sizeof(floating))
+    if memory == NULL:
+        raise MemoryError(f"{n * sizeof(floating)} bytes of scratch memory")
+    sums = <double*>((<size_t>memory + 63) // 64 * 64)      # where cache lines begin, and whole lines from there
+    scratch = <floating*>(sums + n_sums)
+    if W is not None:
+        job.W = scratch + n
+        _pack(job, W, scratch + n)
+    for part in prange(job.parts, nogil=True, num_threads=n_threads, schedule="static"):
+        losses[part] = _part(job, part, scratch, sums)
+    if job.backward:
+        _collect(job, scratch, sums, gradient)
+    for part in range(job.parts):
+        loss += losses[part]
+    free(memory)
+    return loss
 
 
-cdef void _clear(const Plan* plan, Scratch at, double* sums) noexcept nogil:
-    """Nothing is summed yet; classes that only fill up a tile stay zero."""
-    cdef Py_ssize_t size = 4 if plan.single else 8
-    memset(at.gradient, 0, plan.Kp * plan.columns * size)
-    memset(at.T, 0, plan.Kp * plan.block * size)
-    memset(sums, 0, plan.Kp * sizeof(double))
+# --- batches of logits ----------------------------------------------------------------------------------------------
 
+cdef int _batch(
+    Step step, const floating[:, ::1] Z, const floating[:, ::1] U, floating[::1] each, floating[:, ::1] out,
+    int n_threads,
+) except -1:
+    cdef Job job = _job(step, Z.shape[0], Z.shape[1])
+    job.logits, job.P = _corner[floating](Z), _corner[floating](U)
+    job.each, job.out = _first[floating](each), _corner[floating](out)
+    _run[floating](&job, None, None, n_threads)
+    return 0
+
+
+def logsumexp(const floating[:, ::1] Z, floating[::1] out, int n_threads=1):
+    """out (n,) OUT = log(sum_k exp(Z_k)), shifted by the row maximum so that nothing overflows."""
+    _batch[floating](LOGSUMEXP, Z, None, out, None, n_threads)
+
+
+def softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1):
+    """out (n, K) OUT = exp(Z) / sum_k exp(Z_k)."""
+    _batch[floating](SOFTMAX, Z, None, None, out, n_threads)
+
+
+def log_softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1):
+    """out (n, K) OUT = Z - logsumexp(Z), never the log of a rounded probability."""
+    _batch[floating](LOG_SOFTMAX, Z, None, None, out, n_threads)
+
+
+def softmax_vjp(const floating[:, ::1] Z, const floating[:, ::1] U, floating[:, ::1] out, int n_threads=1):
+    """out (n, K) OUT = J^T U row by row with J = diag(p) - p p^T, that is t - (1^T t) p with t = p * u."""
+    _batch[floating](SOFTMAX_VJP, Z, U, None, out, n_threads)
+
+
+def cross_entropy(
+    const floating[:, ::1] Z, const Py_ssize_t[::1] codes, const floating[:, ::1] targets,
+    const floating[::1] sample_weight, double label_smoothing, floating[::1] losses, floating[:, ::1] residual,
+    int n_threads=1,
+):
+    """losses (n,) OUT or None = s CE(y, p); residual (n, K) OUT or None = s (P - Y)."""
+    cdef Job job = _job(LOSS, Z.shape[0], Z.shape[1])
+    _aim(&job, codes, targets, sample_weight, label_smoothing, 1, False)
+    job.logits, job.each, job.out = _corner[floating](Z), _first[floating](losses), _corner[floating](residual)
+    _run[floating](&job, None, None, n_threads)
+
+
+# --- dense rows -----------------------------------------------------------------------------------------------------
 
 def dense_logits(
     const floating[:, :] X, const Py_ssize_t[::1] rows, const floating[:, ::1] W, floating[:, ::1] out,
     int n_threads=1,
 ):
     """out (m, K) OUT = X[rows] W^T + b."""
-    cdef Plan plan = _plan(X, rows, W.shape[1], W.shape[0])
-    cdef const floating* x = _corner[floating](X)
-    cdef floating* bias
-    cdef floating* packed
-    cdef floating* scratch
-    cdef floating* Z = _corner[floating](out)
-    cdef Py_ssize_t part
-    if plan.m == 0 or plan.K == 0:
-        return
-    packed = _pack(&plan, W, &bias)
-    scratch = <floating*>_allocate(plan.parts * plan.size, sizeof(floating))
-    for part in prange(plan.parts, nogil=True, num_threads=n_threads, schedule="static"):
-        _logits_part(&plan, part, scratch, x, packed, bias, Z)
-    free(scratch)
-    free(packed)
+    cdef Job job = _dense_job(NOTHING, X, rows, W.shape[1], W.shape[0])
+    job.out = _corner[floating](out)
+    _run[floating](&job, W, None, n_threads)
 
 
 def dense_gradient(
@@ -1140,22 +977,9 @@ def dense_gradient(
     int n_threads=1,
 ):
     """out (K, p) OUT = G^T [X[rows] 1], the X^T accumulation; G (m, K)."""
-    cdef Plan plan = _plan(X, rows, out.shape[1], G.shape[1])
-    cdef const floating* x = _corner[floating](X)
-    cdef const floating* g = _corner[floating](G)
-    cdef floating* scratch
-    cdef double* sums
-    cdef Py_ssize_t part
-    if plan.m == 0 or plan.K == 0:
-        out[:, :] = 0
-        return
-    scratch = <floating*>_allocate(plan.parts * plan.size, sizeof(floating))
-    sums = <double*>_allocate(plan.parts * plan.Kp, sizeof(double))
-    for part in prange(plan.parts, nogil=True, num_threads=n_threads, schedule="static"):
-        _gradient_part(&plan, part, scratch, x, g, sums)
-    _collect(&plan, scratch, sums, out)
-    free(sums)
-    free(scratch)
+    cdef Job job = _dense_job(NOTHING, X, rows, out.shape[1], G.shape[1])
+    job.logits = _corner[floating](G)
+    _run[floating](&job, None, out, n_threads)
 
 
 def dense_loss_gradient(
@@ -1164,36 +988,10 @@ def dense_loss_gradient(
     floating[:, ::1] P, floating[:, ::1] grad, int n_threads=1,
 ):
     """Return scale * sum_i s_i CE_i over the rows; grad (K, p) OUT its derivative; P (m, K) OUT or None."""
-    cdef Plan plan = _plan(X, rows, W.shape[1], W.shape[0])
-    cdef const floating* x = _corner[floating](X)
-    cdef const Py_ssize_t* y = _first[Py_ssize_t](codes)
-    cdef const floating* Y = _corner[floating](targets)
-    cdef const floating* s = _first[floating](sample_weight)
-    cdef floating* probabilities = _corner[floating](P)
-    cdef floating* bias
-    cdef floating* packed
-    cdef floating* scratch
-    cdef double* sums
-    cdef double[MAX_PARTS] losses
-    cdef double loss = 0
-    cdef Py_ssize_t part
-    if plan.m == 0 or plan.K == 0:
-        grad[:, :] = 0
-        return 0.0
-    packed = _pack(&plan, W, &bias)
-    scratch = <floating*>_allocate(plan.parts * plan.size, sizeof(floating))
-    sums = <double*>_allocate(plan.parts * plan.Kp, sizeof(double))
-    for part in prange(plan.parts, nogil=True, num_threads=n_threads, schedule="static"):
-        losses[part] = _loss_part(
-            &plan, part, scratch, x, packed, bias, y, Y, s, label_smoothing, scale, probabilities, sums
-        )
-    _collect(&plan, scratch, sums, grad)
-    for part in range(plan.parts):
-        loss += losses[part]
-    free(sums)
-    free(scratch)
-    free(packed)
-    return loss
+    cdef Job job = _dense_job(LOSS, X, rows, W.shape[1], W.shape[0])
+    _aim(&job, codes, targets, sample_weight, label_smoothing, scale, True)
+    job.P = _corner[floating](P)
+    return _run[floating](&job, W, grad, n_threads)
 
 
 def dense_hessian_product(
@@ -1201,27 +999,9 @@ def dense_hessian_product(
     const floating[::1] sample_weight, double scale, const floating[:, ::1] V, floating[:, ::1] out, int n_threads=1,
 ):
     """out (K, p) OUT = the Gauss-Newton (here: exact) Hessian of the loss at probabilities P, times V."""
-    cdef Plan plan = _plan(X, rows, V.shape[1], V.shape[0])
-    cdef const floating* x = _corner[floating](X)
-    cdef const floating* probabilities = _corner[floating](P)
-    cdef const floating* s = _first[floating](sample_weight)
-    cdef floating* bias
-    cdef floating* packed
-    cdef floating* scratch
-    cdef double* sums
-    cdef Py_ssize_t part
-    if plan.m == 0 or plan.K == 0:
-        out[:, :] = 0
-        return
-    packed = _pack(&plan, V, &bias)
-    scratch = <floating*>_allocate(plan.parts * plan.size, sizeof(floating))
-    sums = <double*>_allocate(plan.parts * plan.Kp, sizeof(double))
-    for part in prange(plan.parts, nogil=True, num_threads=n_threads, schedule="static"):
-        _hessian_part(&plan, part, scratch, x, packed, bias, probabilities, s, scale, sums)
-    _collect(&plan, scratch, sums, out)
-    free(sums)
-    free(scratch)
-    free(packed)
+    cdef Job job = _dense_job(CURVE, X, rows, V.shape[1], V.shape[0])
+    job.P, job.sample_weight, job.scale = _corner[floating](P), _first[floating](sample_weight), scale
+    _run[floating](&job, V, out, n_threads)
 
 
 def input_gradient(const floating[:, ::1] G, const floating[:, ::1] W, floating[:, ::1] out, int n_threads=1):
@@ -1243,141 +1023,93 @@ def input_gradient(const floating[:, ::1] G, const floating[:, ::1] W, floating[
 
 
 # --- CSR rows -------------------------------------------------------------------------------------------------------
-# A nonzero of feature j meets row j of W^T (p, K): K contiguous numbers, both ways.
-
-
+# A nonzero of feature j meets row j of a table (p, K), W^T or the gradient: K contiguous numbers.
 # So K numbers are held in up to four vectors, the last one moved back to end with the row: it holds some numbers
 # twice, and computes the same for them twice. The features of a row are anywhere in the table, so they are fetched
 # AHEAD.
 
 
-cdef inline sr_inline_void _csr_forward_tile(
-    const floating* data, const index_t* indices, Py_ssize_t count, const floating* Wt, Py_ssize_t K, Py_ssize_t width,
-    const vec* unused, Py_ssize_t n, floating* z,
+cdef inline sr_inline_void _csr_tile(
+    const floating* data, const index_t* indices, Py_ssize_t count, floating* table, Py_ssize_t K, Py_ssize_t width,
+    Py_ssize_t n, bint back, vec* row
 ) noexcept nogil:
-    """z (width,) += one row of X times `width` columns of Wt, in n vectors: a constant."""
-    cdef vec[4] acc
+    """row (width,) += one row of X times `width` columns of the table, or `back`, in n vectors: both constants."""
+    cdef vec[4] own, sums
     cdef Py_ssize_t[4] at
     cdef Py_ssize_t i, q, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
     cdef floating v
-    cdef const floating* w
+    cdef floating* w
     if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
         for i in range(n):
             at[i] = i * lanes if i < n - 1 else width - lanes
-            acc[i] = (<const vec*>(z + at[i]))[0]
+            own[i] = (<vec*>(<floating*>row + at[i]))[0]
         for q in range(count):
             if q + AHEAD < count:
-                w = Wt + indices[q + AHEAD] * K
+                w = table + indices[q + AHEAD] * K
                 for i in range(n):
                     prefetch(w + at[i])
             v = data[q]
-            w = Wt + indices[q] * K
+            w = table + indices[q] * K
             for i in range(n):
-                acc[i] = acc[i] + v * (<const vec*>(w + at[i]))[0]
-        for i in range(n):
-            (<vec*>(z + at[i]))[0] = acc[i]
-
-
-cdef inline sr_inline_void _csr_backward_tile(
-    const floating* data, const index_t* indices, Py_ssize_t count, const floating* g, Py_ssize_t K, Py_ssize_t width,
-    const vec* unused, Py_ssize_t n, floating* out,
-) noexcept nogil:
-    """`width` columns of out += one row of X times g, in n vectors: a constant."""
-    cdef vec[4] row, sums
-    cdef Py_ssize_t[4] at
-    cdef Py_ssize_t i, q, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    cdef floating v
-    cdef floating* o
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        for i in range(n):
-            at[i] = i * lanes if i < n - 1 else width - lanes
-            row[i] = (<const vec*>(g + at[i]))[0]
-        for q in range(count):
-            if q + AHEAD < count:
-                o = out + indices[q + AHEAD] * K
+                if back:
+                    sums[i] = (<vec*>(w + at[i]))[0] + v * own[i]
+                else:
+                    own[i] = own[i] + v * (<vec*>(w + at[i]))[0]
+            if back:
                 for i in range(n):
-                    prefetch(o + at[i])
+                    (<vec*>(w + at[i]))[0] = sums[i]
+        if not back:
+            for i in range(n):
+                (<vec*>(<floating*>row + at[i]))[0] = own[i]
+
+
+cdef inline sr_inline_void _csr_row(
+    const floating* data, const index_t* indices, Py_ssize_t count, floating* table, Py_ssize_t K, bint back, vec* row
+) noexcept nogil:
+    """row (K,) += one row of X times the table; or, `back`, the table += its outer product with the row."""
+    cdef Py_ssize_t k = 0, q, i, width, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
+    cdef floating v
+    cdef floating* z = <floating*>row
+    cdef floating* w
+    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
+        while K - k >= lanes:
+            width = min(K - k, 4 * lanes)
+            if width <= lanes:
+                _csr_tile(data, indices, count, table + k, K, width, 1, back, <vec*>(z + k))
+            elif width <= 2 * lanes:
+                _csr_tile(data, indices, count, table + k, K, width, 2, back, <vec*>(z + k))
+            elif width <= 3 * lanes:
+                _csr_tile(data, indices, count, table + k, K, width, 3, back, <vec*>(z + k))
+            else:
+                _csr_tile(data, indices, count, table + k, K, width, 4, back, <vec*>(z + k))
+            k += width
+        for q in range(count if k < K else 0):
             v = data[q]
-            o = out + indices[q] * K
-            for i in range(n):
-                sums[i] = (<const vec*>(o + at[i]))[0] + v * row[i]
-            for i in range(n):
-                (<vec*>(o + at[i]))[0] = sums[i]
-
-
-cdef inline sr_inline_void _csr_forward_row(
-    const floating* data, const index_t* indices, Py_ssize_t count, const floating* Wt, Py_ssize_t K, const vec* unused,
-    floating* z,
-) noexcept nogil:
-    """z (K,) += one row of X times Wt."""
-    cdef Py_ssize_t k = 0, q, width, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    cdef floating v
-    cdef const floating* w
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        while K - k >= lanes:
-            width = min(K - k, 4 * lanes)
-            if width <= lanes:
-                _csr_forward_tile(data, indices, count, Wt + k, K, width, unused, 1, z + k)
-            elif width <= 2 * lanes:
-                _csr_forward_tile(data, indices, count, Wt + k, K, width, unused, 2, z + k)
-            elif width <= 3 * lanes:
-                _csr_forward_tile(data, indices, count, Wt + k, K, width, unused, 3, z + k)
-            else:
-                _csr_forward_tile(data, indices, count, Wt + k, K, width, unused, 4, z + k)
-            k += width
-        if k < K:
-            for q in range(count):
-                v = data[q]
-                w = Wt + indices[q] * K
-                for width in range(k, K):
-                    z[width] = z[width] + v * w[width]
-
-
-cdef inline sr_inline_void _csr_backward_row(
-    const floating* data, const index_t* indices, Py_ssize_t count, const floating* g, Py_ssize_t K, const vec* unused,
-    floating* out,
-) noexcept nogil:
-    """out += one row of X times g (K,)."""
-    cdef Py_ssize_t k = 0, q, width, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    cdef floating v
-    cdef floating* o
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        while K - k >= lanes:
-            width = min(K - k, 4 * lanes)
-            if width <= lanes:
-                _csr_backward_tile(data, indices, count, g + k, K, width, unused, 1, out + k)
-            elif width <= 2 * lanes:
-                _csr_backward_tile(data, indices, count, g + k, K, width, unused, 2, out + k)
-            elif width <= 3 * lanes:
-                _csr_backward_tile(data, indices, count, g + k, K, width, unused, 3, out + k)
-            else:
-                _csr_backward_tile(data, indices, count, g + k, K, width, unused, 4, out + k)
-            k += width
-        if k < K:
-            for q in range(count):
-                v = data[q]
-                o = out + indices[q] * K
-                for width in range(k, K):
-                    o[width] = o[width] + v * g[width]
+            w = table + indices[q] * K + k
+            for i in range(K - k):
+                if back:
+                    w[i] = w[i] + v * z[k + i]
+                else:
+                    z[k + i] = z[k + i] + v * w[i]
 
 
 cdef sr_void _csr_forward(
     const floating* data, const index_t* indices, const index_t* indptr, const Py_ssize_t* rows, Py_ssize_t start,
-    Py_ssize_t count, const floating* Wt, const floating* bias, Py_ssize_t K, floating* Z,
+    Py_ssize_t stop, const floating* Wt, const floating* bias, Py_ssize_t K, floating* Z,
 ) noexcept nogil:
-    """Z (count, K) OUT = logits of rows start .. start + count."""
+    """Rows start .. stop of Z (m, K) OUT = their logits."""
     cdef Py_ssize_t i, k, r, low
     cdef floating* z
-    for i in range(count):
-        r = rows[start + i] if rows != NULL else start + i
+    for i in range(start, stop):
+        r = rows[i] if rows != NULL else i
         low = indptr[r]
         z = Z + i * K
         for k in range(K):
             z[k] = bias[k] if bias != NULL else 0
         if floating is float:
-            _csr_forward_row(data + low, indices + low, indptr[r + 1] - low, Wt, K, <vfloat*>NULL, z)
+            _csr_row(data + low, indices + low, indptr[r + 1] - low, <float*>Wt, K, False, <vfloat*>z)
         else:
-            _csr_forward_row(data + low, indices + low, indptr[r + 1] - low, Wt, K, <vdouble*>NULL, z)
+            _csr_row(data + low, indices + low, indptr[r + 1] - low, <double*>Wt, K, False, <vdouble*>z)
 
 
 cdef inline Py_ssize_t _csr_before(
@@ -1409,32 +1141,12 @@ cdef sr_void _csr_backward(
         if last < n_features:
             high = _csr_before(indices, low, high, last)
         if floating is float:
-            _csr_backward_row(data + low, indices + low, high - low, G + i * K, K, <vfloat*>NULL, out)
+            _csr_row(data + low, indices + low, high - low, out, K, True, <vfloat*>(G + i * K))
         else:
-            _csr_backward_row(data + low, indices + low, high - low, G + i * K, K, <vdouble*>NULL, out)
+            _csr_row(data + low, indices + low, high - low, out, K, True, <vdouble*>(G + i * K))
 
 
-cdef void _csr_accumulate(
-    const floating* data, const index_t* indices, const index_t* indptr, const Py_ssize_t* rows, Py_ssize_t m,
-    Py_ssize_t n_features, const floating* G, floating[:, ::1] out, int n_threads,
-) noexcept:
-    """out (p, K) OUT = [X[rows] 1]^T G."""
-    cdef Py_ssize_t K = out.shape[1], k, i, share, shares = max(1, n_threads)
-    cdef Py_ssize_t first, last
-    cdef floating* o = _corner[floating](out)
-    memset(o, 0, out.shape[0] * K * sizeof(floating))
-    for share in prange(shares, nogil=True, num_threads=n_threads, schedule="static"):
-        first = share * n_features // shares
-        last = (share + 1) * n_features // shares
-        _csr_backward(data, indices, indptr, rows, m, G, K, first, last, n_features, o)
-    if out.shape[0] > n_features:
-        o = o + n_features * K
-        for i in range(m):
-            for k in range(K):
-                o[k] += G[i * K + k]
-
-
-def csr_logits(
+cpdef csr_logits(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
     const floating[:, ::1] Wt, Py_ssize_t n_features, floating[:, ::1] out, int n_threads=1,
 ):
@@ -1447,21 +1159,33 @@ def csr_logits(
     cdef const floating* w = _corner[floating](Wt)
     cdef const floating* bias = w + n_features * K if Wt.shape[0] > n_features else NULL
     cdef floating* Z = _corner[floating](out)
-    for block in prange(blocks, nogil=True, num_threads=n_threads, schedule="static"):
-        _csr_forward(
-            v, j, ptr, r, block * BLOCK, min(<Py_ssize_t>BLOCK, m - block * BLOCK), w, bias, K, Z + block * BLOCK * K
-        )
+    cdef int threads = n_threads    # Cython forgets to declare an optional argument that prange alone uses
+    for block in prange(blocks, nogil=True, num_threads=threads, schedule="static"):
+        _csr_forward(v, j, ptr, r, block * BLOCK, min(m, block * BLOCK + BLOCK), w, bias, K, Z)
 
 
-def csr_gradient(
+cpdef csr_gradient(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
     const floating[:, ::1] G, Py_ssize_t n_features, floating[:, ::1] out, int n_threads=1,
 ):
     """out (p, K) OUT = [X[rows] 1]^T G."""
-    _csr_accumulate(
-        _first[floating](data), _first[index_t](indices), _first[index_t](indptr), _first[Py_ssize_t](rows),
-        G.shape[0], n_features, _corner[floating](G), out, n_threads,
-    )
+    cdef Py_ssize_t K = out.shape[1], m = G.shape[0], k, i, share, shares = max(1, n_threads)
+    cdef const floating* v = _first[floating](data)
+    cdef const index_t* j = _first[index_t](indices)
+    cdef const index_t* ptr = _first[index_t](indptr)
+    cdef const Py_ssize_t* r = _first[Py_ssize_t](rows)
+    cdef const floating* g = _corner[floating](G)
+    cdef floating* o = _corner[floating](out)
+    memset(o, 0, out.shape[0] * K * sizeof(floating))
+    for share in prange(shares, nogil=True, num_threads=n_threads, schedule="static"):
+        _csr_backward(
+            v, j, ptr, r, m, g, K, share * n_features // shares, (share + 1) * n_features // shares, n_features, o
+        )
+    if out.shape[0] > n_features:
+        o = o + n_features * K
+        for i in range(m):
+            for k in range(K):
+                o[k] += g[i * K + k]
 
 
 def csr_loss_gradient(
@@ -1471,43 +1195,14 @@ def csr_loss_gradient(
     floating[:, ::1] residual, floating[:, ::1] grad, int n_threads=1,
 ):
     """As `dense_loss_gradient`, grad (p, K) OUT; residual (m, K) OUT = scale * s (P - Y), which the kernel needs."""
-    cdef Py_ssize_t K = Wt.shape[1], m = residual.shape[0], block, start, count, part
-    cdef Py_ssize_t blocks = (m + BLOCK - 1) // BLOCK, parts = min(blocks, <Py_ssize_t>MAX_PARTS)
-    cdef Py_ssize_t size = (2 * K + 5) * BLOCK
-    cdef const floating* v = _first[floating](data)
-    cdef const index_t* j = _first[index_t](indices)
-    cdef const index_t* ptr = _first[index_t](indptr)
-    cdef const Py_ssize_t* r = _first[Py_ssize_t](rows)
-    cdef const floating* w = _corner[floating](Wt)
-    cdef const floating* bias = w + n_features * K if Wt.shape[0] > n_features else NULL
-    cdef const Py_ssize_t* y = _first[Py_ssize_t](codes)
-    cdef const floating* Y = _corner[floating](targets)
-    cdef const floating* s = _first[floating](sample_weight)
-    cdef floating* probabilities = _corner[floating](P)
-    cdef floating* Z = _corner[floating](residual)
-    cdef floating* scratch
-    cdef floating* T
-    cdef double[MAX_PARTS] losses
-    cdef double loss = 0
-    if m > 0:
-        scratch = <floating*>_allocate(parts * size, sizeof(floating))
-        for part in prange(parts, nogil=True, num_threads=n_threads, schedule="static"):
-            T = scratch + part * size
-            losses[part] = 0
-            for block in range(part * blocks // parts, (part + 1) * blocks // parts):
-                start = block * BLOCK
-                count = min(<Py_ssize_t>BLOCK, m - start)
-                _csr_forward(v, j, ptr, r, start, count, w, bias, K, Z + start * K)
-                _load_rows(Z + start * K, count, K, T, BLOCK)
-                losses[part] = losses[part] + _cross_entropy_block(
-                    T, BLOCK, count, K, T + K * BLOCK, T + 2 * K * BLOCK, r, start, y, Y, s, label_smoothing, scale,
-                    True, probabilities + start * K if probabilities != NULL else NULL, NULL,
-                )
-                _store_rows(T, BLOCK, count, K, Z + start * K)
-        free(scratch)
-        for part in range(parts):
-            loss += losses[part]
-    _csr_accumulate(v, j, ptr, r, m, n_features, Z, grad, n_threads)
+    cdef Job job = _job(LOSS, residual.shape[0], Wt.shape[1])
+    cdef double loss
+    _aim(&job, codes, targets, sample_weight, label_smoothing, scale, True)
+    job.rows, job.P, job.out = _first[Py_ssize_t](rows), _corner[floating](P), _corner[floating](residual)
+    job.logits = job.out
+    csr_logits[floating, index_t](data, indices, indptr, rows, Wt, n_features, residual, n_threads)
+    loss = _run[floating](&job, None, None, n_threads)
+    csr_gradient[floating, index_t](data, indices, indptr, rows, residual, n_features, grad, n_threads)
     return loss
 
 
@@ -1517,39 +1212,15 @@ def csr_hessian_product(
     Py_ssize_t n_features, floating[:, ::1] curved, floating[:, ::1] out, int n_threads=1,
 ):
     """As `dense_hessian_product`, out (p, K) OUT; curved (m, K) OUT = scale * s (P*R - P sum(P*R)), R = X V^T."""
-    cdef Py_ssize_t K = Vt.shape[1], m = curved.shape[0], block, start, count, part
-    cdef Py_ssize_t blocks = (m + BLOCK - 1) // BLOCK, parts = min(blocks, <Py_ssize_t>MAX_PARTS)
-    cdef Py_ssize_t size = (2 * K + 1) * BLOCK
-    cdef const floating* v = _first[floating](data)
-    cdef const index_t* j = _first[index_t](indices)
-    cdef const index_t* ptr = _first[index_t](indptr)
-    cdef const Py_ssize_t* r = _first[Py_ssize_t](rows)
-    cdef const floating* w = _corner[floating](Vt)
-    cdef const floating* bias = w + n_features * K if Vt.shape[0] > n_features else NULL
-    cdef const floating* s = _first[floating](sample_weight)
-    cdef const floating* probabilities = _corner[floating](P)
-    cdef floating* R = _corner[floating](curved)
-    cdef floating* scratch
-    cdef floating* T
-    if m > 0:
-        scratch = <floating*>_allocate(parts * size, sizeof(floating))
-        for part in prange(parts, nogil=True, num_threads=n_threads, schedule="static"):
-            T = scratch + part * size
-            for block in range(part * blocks // parts, (part + 1) * blocks // parts):
-                start = block * BLOCK
-                count = min(<Py_ssize_t>BLOCK, m - start)
-                _csr_forward(v, j, ptr, r, start, count, w, bias, K, R + start * K)
-                _load_rows(R + start * K, count, K, T, BLOCK)
-                _curve_block(
-                    T, BLOCK, count, K, T + K * BLOCK, T + 2 * K * BLOCK, r, start, probabilities + start * K, s, scale
-                )
-                _store_rows(T, BLOCK, count, K, R + start * K)
-        free(scratch)
-    _csr_accumulate(v, j, ptr, r, m, n_features, R, out, n_threads)
+    cdef Job job = _job(CURVE, curved.shape[0], Vt.shape[1])
+    job.rows, job.P, job.out = _first[Py_ssize_t](rows), _corner[floating](P), _corner[floating](curved)
+    job.sample_weight, job.scale, job.logits = _first[floating](sample_weight), scale, job.out
+    csr_logits[floating, index_t](data, indices, indptr, rows, Vt, n_features, curved, n_threads)
+    _run[floating](&job, None, None, n_threads)
+    csr_gradient[floating, index_t](data, indices, indptr, rows, curved, n_features, out, n_threads)
 
 
 # --- what was built, and what runs ----------------------------------------------------------------------------------
-
 
 def openmp_enabled():
     """Whether the kernels were built with OpenMP."""

@@ -258,6 +258,17 @@ SR_INLINE double sr_log_double(double x) {
     return n * 0.693147180369123816490 + (2.0 * t + (2.0 * t * u * p + n * 1.90821492927058770002e-10));
 }
 
+/* --- for both types: by the size of the first number, or of what is behind the last pointer --------------------------- */
+#define SR_IS_FLOAT(x) (sizeof(x) == sizeof(float))
+#define SR_EXP(z, top) (SR_IS_FLOAT(z) ? sr_exp_float((float)(z), (float)(top)) : sr_exp_double(z, top))
+#define SR_LOG(x) (SR_IS_FLOAT(x) ? sr_log_float((float)(x)) : sr_log_double(x))
+#define SR_BOTH(f, a, j, b, ld, P) (SR_IS_FLOAT(*(b)) \
+    ? f##_float((const float* P)(a), j, (float*)(b), ld) : f##_double((const double* P)(a), j, (double*)(b), ld))
+#define SR_COLUMNS(a, j, b, ld) SR_BOTH(sr_columns, a, j, b, ld, const*)
+#define SR_ROWS(a, lda, b, ldb) SR_BOTH(sr_rows, a, lda, b, ldb, )
+#define SR_SUM4(v, out) (SR_IS_FLOAT(*(out)) \
+    ? sr_sum4_float((const sr_vfloat*)(v), (float*)(out)) : sr_sum4_double((const sr_vdouble*)(v), (double*)(out)))
+
 /* --- OpenMP, where there is one -------------------------------------------------------------------------------------- */
 #ifdef _OPENMP
 #include <omp.h>
