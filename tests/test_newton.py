@@ -8,9 +8,7 @@ from scipy.optimize import minimize_scalar
 from softreg import _newton
 from softreg._newton import Part, Point, Solve, Wariness, adapted, confirm, newton, search, trust_region_cg
 from softreg._objective import Objective, inner
-from softreg._preconditioners import (
-    Blocks, Diagonal, Exact, ScaledCorrelation, class_directions, drawn, preconditioner, row_lengths,
-)  # fmt: skip
+from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation, class_directions, drawn, row_lengths
 from softreg._run import Run
 
 EPS = np.finfo(float).eps
@@ -173,15 +171,6 @@ def test_class_directions(K, rows, dtype):
     assert np.all((curvature == 0) | (curvature >= 1e-6 * curvature.max(axis=0)))
 
 
-def test_curvature_that_does_not_matter_is_zero():
-    """Probabilities of 1e-25 in one row: their curvature would be subnormal once float32 squares it."""
-    P = np.full((50, 3), 1 / 3, np.float32)
-    P[0] = [1, 1e-25, 1e-30]
-    _, curvature = class_directions(P, np.full(50, 1 / 50))
-    assert np.all(curvature[0] == 0)
-    assert np.all(curvature[1:] > 0)
-
-
 def test_weighted_sums_over_drawn_rows_are_right():
     """The mean over 400 random orders is within 4 of its standard errors, which the orders themselves tell. What is
     drawn in proportion to is itself summed exactly, but for rounding: every draw brings the same."""
@@ -267,7 +256,8 @@ def test_preconditioner_is_a_symmetric_inverse_metric(name, kind):
     np.testing.assert_allclose(eigenvalues[:p], 0, atol=close)
     assert np.all(eigenvalues[p:] > 1e-3)
     combined = M.solve(like(objective, gradients[1] - 2 * gradients[p]))
-    np.testing.assert_allclose(combined.ravel() / size, (A[:, 1] * size[1] - 2 * A[:, p] * size[p]), atol=close * size.max())
+    expected = A[:, 1] * size[1] - 2 * A[:, p] * size[p]
+    np.testing.assert_allclose(combined.ravel() / size, expected, rtol=0, atol=close * np.abs(expected).max())
 
 
 @kinds
@@ -366,23 +356,34 @@ def test_iterations_on_wild_units_and_confused_classes():
 
 @kinds
 @pytest.mark.parametrize("name", ["identity", *ALL])
-def test_conjugate_gradients_solve_the_model(name, kind):
-    """The decrease misses 1/2 g^T H^-1 g by the square of the relative residual, 1e-12, over the smallest eigenvalue
-    of M^-1 H, some 1e-3 without a preconditioner, or by rounding: sums of H and X in the objective's dtype."""
+def test_conjugate_gradients_against_a_dense_solve(name, kind):
+    """To the end, after the 20 products that `confirm` asks for, and in a small region. Residuals of 1e-6 leave 1e-12
+    of the gap over the smallest eigenvalue of M^-1 H, some 1e-3 at worst; the most that 20 products' estimate was too
+    large is 14 %. Sums of 300 rows round by some 20 eps, and residuals drift by 2e3 eps of the first in 71 products."""
     objective, W = of_kind(name, **kind)
     here = at(objective, W * W.dtype.type(0.7))
     M = Identity() if name == "identity" else refreshed(ALL[name], objective, here.P)
-    H, g = hessian(objective, here.P), here.gradient.ravel().astype(float)
-    before = here.gradient.copy()
-    solve = trust_region_cg(objective, here.P, here.gradient, M, np.inf, 1e-6, 300)
-    exact = np.linalg.solve(H, -g)
-    gap, rounding = -0.5 * g @ exact, float(20 * np.finfo(objective.dtype).eps)
-    assert not solve.cut
-    assert np.array_equal(here.gradient, before)
-    assert solve.decrease == pytest.approx(gap, rel=1e-9 + rounding)
-    assert solve.decrement == pytest.approx(gap, rel=1e-8 + rounding)
-    step = solve.step.ravel().astype(float)
-    assert -(g @ step + 0.5 * step @ H @ step) == pytest.approx(gap, rel=1e-9 + rounding)
+    H, g, before = hessian(objective, here.P), here.gradient.ravel().astype(float), here.gradient.copy()
+    gap, eps = 0.5 * g @ np.linalg.solve(H, g), float(np.finfo(objective.dtype).eps)
+    first = np.sqrt(inner(here.gradient, M.solve(here.gradient)))
+    for radius, accuracy, least in ((np.inf, 1e-6, 1), (np.inf, 0.1, 20), (0.1 * first, 0.1, 1)):
+        solve = trust_region_cg(objective, here.P, here.gradient, M, radius, accuracy, 300, min_products=least)
+        assert np.array_equal(here.gradient, before)
+        assert solve.cut == np.isfinite(radius)
+        s = solve.step.ravel().astype(float)
+        assert -(g @ s + 0.5 * s @ H @ s) == pytest.approx(solve.decrease, rel=1e-9 + 20 * eps)
+        assert solve.decrease <= gap * (1 + 1e-9 + 20 * eps)
+        if solve.cut:
+            assert solve.length == pytest.approx(radius, rel=1e-12)
+            continue
+        r = like(objective, g + H @ s)
+        assert np.sqrt(inner(r, M.solve(r))) == pytest.approx(solve.residual, abs=1e4 * eps * first)
+        assert solve.residual <= accuracy * first
+        if accuracy == 1e-6:
+            assert solve.decrease == pytest.approx(gap, rel=1e-9 + 20 * eps)
+        elif name != "identity":  # 20 products without any preconditioner prove little
+            # after a residual of 1e-4 what follows may be rounding: 1e-8 of the gap
+            assert gap * (1 - 1e-8 - 20 * eps) <= solve.decrement <= 1.25 * gap
 
 
 @preconditioners
@@ -397,7 +398,6 @@ def test_boundary(make):
     solve = trust_region_cg(objective, here.P, here.gradient, M, radius, 1e-3)
     assert solve.cut and not whole.cut
     assert solve.length == pytest.approx(radius, rel=1e-12)
-    K, p = objective.shape
     inverse = np.linalg.pinv(inverse_metric(M, objective), rcond=1e-9, hermitian=True)
     for found in (solve, whole):
         step = found.step.ravel()
@@ -405,43 +405,6 @@ def test_boundary(make):
     # the best of all steps within the region that conjugate gradients passed: on the way, so better than a shorter one
     shorter = trust_region_cg(objective, here.P, here.gradient, M, 0.9 * radius, 1e-3)
     assert 0 < shorter.decrease < solve.decrease < whole.decrease
-
-
-@kinds
-@pytest.mark.parametrize("radius", [0.02, np.inf])
-@pytest.mark.parametrize("name", ["sampled", "diagonal"])
-def test_solve_says_what_it_found(name, radius, kind):
-    """Decrease, residual and smallest eigenvalue, against the dense Hessian, to rounding over a few products."""
-    objective, W = problem(**kind)
-    here = at(objective, W * W.dtype.type(0.7))
-    M = refreshed(ALL[name], objective, here.P)
-    solve = trust_region_cg(objective, here.P, here.gradient, M, radius, 0.1, min_products=3)
-    H, g, s = hessian(objective, here.P), here.gradient.ravel().astype(float), solve.step.ravel().astype(float)
-    close = float(1e4 * np.finfo(objective.dtype).eps)
-    assert solve.cut == (radius < 1)
-    assert -(g @ s + 0.5 * s @ H @ s) == pytest.approx(solve.decrease, rel=close)
-    if not solve.cut:
-        assert solve.products >= 3
-        r = like(objective, g + H @ s)
-        assert np.sqrt(inner(r, M.solve(r))) == pytest.approx(solve.residual, rel=100 * close)
-        assert solve.residual <= 0.1 * np.sqrt(inner(here.gradient, M.solve(here.gradient)))
-        assert spectrum(M, objective, here.P)[0] * (1 - close) <= solve.smallest
-
-
-@kinds
-@pytest.mark.parametrize("name", ALL)
-def test_decrement_after_twenty_products(name, kind):
-    """What `confirm` relies on: the estimate of the model's gap is not below it, and above by 14 % at the most that was
-    measured. Once the squared residual is down by 1e-8, the rest may be rounding; that of float32 is some 1e-6."""
-    objective, W = of_kind(name, **kind)
-    here = at(objective, W * W.dtype.type(0.7))
-    M = refreshed(ALL[name], objective, here.P)
-    solve = trust_region_cg(objective, here.P, here.gradient, M, np.inf, 0.1, 300, min_products=20)
-    g = here.gradient.ravel().astype(float)
-    gap = 0.5 * g @ np.linalg.solve(hessian(objective, here.P), g)
-    rounding = float(20 * np.finfo(objective.dtype).eps)
-    assert solve.decrease <= gap * (1 + 1e-9 + rounding)
-    assert gap * (1 - 1e-8 - rounding) <= solve.decrement <= 1.25 * gap
 
 
 def test_the_most_products_are_a_cut():
@@ -472,7 +435,7 @@ def along(objective, W, step, longest):
 
 
 @lines
-@pytest.mark.parametrize("factor", [0.3, 3, 30])
+@pytest.mark.parametrize("factor", [0.3, 10])
 def test_line_minimum(kind, factor):
     """A tenth too short at the most, never too long. scipy finds t to the root of eps, where F is flat."""
     objective, W = problem(**kind)
@@ -484,11 +447,11 @@ def test_line_minimum(kind, factor):
 
 
 @lines
-@pytest.mark.parametrize("factor", [0.5, 1, 1.4, 1.9, 4, 40])
+@pytest.mark.parametrize("factor", [1, 1.4, 1.9, 40])
 def test_search(kind, factor):
     """Near the optimum the model is all but exact: F falls by 0.2 of the slope up to 1.6 Newton steps."""
     objective, W = problem(**kind)
-    best, least = optimum(*problem(**{**kind, "dtype": np.float64}))
+    best, _ = optimum(*problem(**{**kind, "dtype": np.float64}))
     here = at(objective, like(objective, 0.95 * best))
     step, run = W.dtype.type(factor) * newton_step(objective, here), Run(W)
     new, t = search(objective, here, step, np.finfo(W.dtype).eps, run, Wariness(objective))
@@ -504,15 +467,6 @@ def test_search(kind, factor):
         flat = float(np.sqrt(np.finfo(W.dtype).eps))
         assert 0.9 * shortest * (1 - 20 * flat) <= t <= shortest * (1 + 20 * flat)
         assert run.passes == 3
-
-
-def test_steps_that_rounding_decides_are_left_alone():
-    objective, W = problem()
-    W, _ = optimum(objective, W)
-    here, run = at(objective, W), Run(W)
-    step = 1e-12 * np.ones_like(W)
-    new, t = search(objective, here, step, EPS, run, Wariness(objective))
-    assert t == 1 and run.passes == 1
 
 
 def test_wariness():
@@ -569,9 +523,7 @@ def test_parts(part, monkeypatch):
     assert first.objective.n_rows == max(n // 16, 90) == first.share * n
     sizes = [first.objective.n_rows]
     while first.share < 1:
-        value, gradient = first.objective.value_and_gradient(W)
-        kept = at(first.objective, W).P
-        assert np.array_equal(first.of(P), kept)
+        assert np.array_equal(first.of(P), at(first.objective, W).P)
         assert set(first.chosen) == set(order[: sizes[-1]])
         bigger = first.doubled()
         assert set(first.chosen) <= set(order if bigger.chosen is None else bigger.chosen)
@@ -591,10 +543,10 @@ def test_parts_only_where_they_pay(monkeypatch):
 
 @kinds
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("shrunk", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("shrunk", [0.5, 0.98])
 def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     """Against the optimum that dense Newton finds: F is then rounded, to some 10 eps."""
-    objective, W = of_kind(name, **kind)
+    objective, _ = of_kind(name, **kind)
     best, least = optimum(*problem(**{**kind, "dtype": np.float64}))
     here = at(objective, like(objective, shrunk * best))
     M = refreshed(ALL[name], objective, here.P)
@@ -609,24 +561,6 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     assert after.value <= here.value and np.array_equal(run.W, after.W)
 
 
-@preconditioners
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_warm_start_is_projected(make, dtype):
-    """The penalty wants coefficients that sum to zero over the classes; no step of any preconditioner changes that
-    sum, but for rounding in some 10 steps."""
-    objective, truth = problem(dtype=dtype)
-    W = truth.copy()
-    objective.coef(W)[...] += np.linspace(1, 2, 8, dtype=dtype) * np.abs(W).max()
-    M = refreshed(make, objective, at(objective, truth).P)
-    options = {"random_state": np.random.RandomState(0), "monitor": Silent(), "M": M}
-    run = newton(objective, W, max_iter=50, tol=1e-4, **options)
-    _, least = optimum(*problem())
-    assert run.converged
-    assert objective.value_and_gradient(run.W)[0] - least <= 1e-4 * least
-    sums = objective.coef(run.W).sum(axis=0, dtype=float)
-    assert np.abs(sums / np.abs(run.W[:, :-1]).max(axis=0)).max() <= 100 * np.finfo(dtype).eps
-
-
 class Silent:
     def begin(self):
         pass
@@ -637,14 +571,22 @@ class Silent:
 
 @preconditioners
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_without_penalty_steps_sum_to_zero_too(make, dtype):
-    """Where nothing but the start decides on the sum: it stays at zero, but for rounding in some 10 steps."""
-    objective, W = problem(dtype=dtype, l2=0.0)
+@pytest.mark.parametrize("l2", [0.0, 1e-3])
+def test_coefficients_sum_to_zero_over_the_classes(make, dtype, l2):
+    """The penalty wants them to, wherever W starts, and without it nothing moves that sum from the zero it starts at:
+    no preconditioner's step does, but for rounding in some 10 steps."""
+    objective, W = problem(dtype=dtype, l2=l2)
     M = refreshed(make, objective, at(objective, W).P)
+    _, least = optimum(*problem(l2=l2))
+    if l2:
+        objective.coef(W)[...] += np.linspace(1, 2, 8, dtype=dtype) * np.abs(W).max()
     options = {"random_state": np.random.RandomState(0), "monitor": Silent(), "M": M}
-    run = newton(objective, objective.zeros(), max_iter=50, tol=1e-6, **options)
-    sums = run.W.sum(axis=0, dtype=float) / np.abs(run.W).max(axis=0)
-    assert np.abs(sums).max() <= 100 * np.finfo(dtype).eps
+    run = newton(objective, W, max_iter=50, tol=1e-6, **options)
+    assert run.converged
+    # float32 adds its own rounding to F
+    assert objective.value_and_gradient(run.W)[0] - least <= 1e-6 * least + 10 * np.finfo(dtype).eps
+    sums, size = objective.coef(run.W).sum(axis=0, dtype=float), np.abs(objective.coef(run.W)).max(axis=0)
+    assert np.abs(sums / size).max() <= 100 * np.finfo(dtype).eps
 
 
 # --- numbers that are slow ------------------------------------------------------------------------------------
