@@ -447,26 +447,29 @@ def test_line_minimum(kind, factor):
 
 
 @lines
-@pytest.mark.parametrize("factor", [1, 1.4, 1.9, 40])
+@pytest.mark.parametrize("factor", [1, 1.4, 1.9, 400])
 def test_search(kind, factor):
     """Near the optimum the model is all but exact: F falls by 0.2 of the slope up to 1.6 Newton steps."""
     objective, W = problem(**kind)
     best, _ = optimum(*problem(**{**kind, "dtype": np.float64}))
     here = at(objective, like(objective, 0.95 * best))
     step, run = W.dtype.type(factor) * newton_step(objective, here), Run(W)
-    new, t = search(objective, here, step, np.finfo(W.dtype).eps, run, Wariness(objective))
+    wary = Wariness(objective)
+    new, t = search(objective, here, step, np.finfo(W.dtype).eps, run, wary)
     expected = at(objective, here.W + W.dtype.type(t) * step)
     assert new.value == expected.value
     assert np.array_equal(new.W, expected.W) and np.array_equal(new.P, expected.P)
     assert new.value <= here.value + 0.2 * t * inner(here.gradient, step)
     if factor < 1.6:
-        assert t == 1 and run.passes == 1
+        assert t == 1 and run.passes == 1 and not wary.share.any()
     else:
         # the root of eps is what t is known to, as above
         shortest = along(objective, here.W, step, 1.0)
         flat = float(np.sqrt(np.finfo(W.dtype).eps))
         assert 0.9 * shortest * (1 - 20 * flat) <= t <= shortest * (1 + 20 * flat)
         assert run.passes == 3
+        turned = np.abs(at(objective, here.W + step).P - here.P).sum(axis=1) > 1
+        assert np.array_equal(wary.share > 0, turned) and turned.any() == (factor == 400)
 
 
 def test_wariness():
