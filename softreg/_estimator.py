@@ -149,6 +149,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     Ross, Mineiro and Langford (2013), Normalized online learning, UAI.
     Gower et al. (2019), SGD: general analysis and improved rates, ICML.
     Steihaug (1983), The conjugate gradient method and trust regions, SIAM J. Numer. Anal. 20.
+    Eisenstat and Walker (1996), Choosing the forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17.
     Beck and Teboulle (2009), A fast iterative shrinkage-thresholding algorithm, SIAM J. Imaging Sci. 2.
 
     Examples

@@ -10,6 +10,7 @@ from softreg._preconditioners import Blocks, ScaledCorrelation, preconditioner
 from softreg._run import Run
 
 SAMPLE_WORK = 5e7  # n K p from which a Hessian over a sample of the rows pays: below, a pass takes milliseconds
+LEAST = 20  # products of a solve that an estimate of the gap is taken from
 LONG_SOLVE = 8  # products of a solve after which blocks that cost some 15 to build are worth it
 
 
@@ -47,10 +48,11 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
             at, run.W = new, new.W
         record = run.record(at.value)
         norm = dual_norm(M, at.gradient)
-        if better and shortened == 1 and decrease >= 0.5 * solve.decrease:
-            run.estimate = solve.left(decrease, norm)
-            if run.estimate <= tol * abs(at.value):
-                at, part = confirm(objective, at, M, tol, run), Part(objective, order, objective.n_rows)
+        found = solve.gap(M, at.value, noise) if part.share == 1 and not wary.share.any() else np.inf
+        run.estimated(found, at.value, tol)  # the solve may already be what `confirm` would do
+        trusted = better and shortened == 1 and decrease >= 0.5 * solve.decrease
+        if not run.converged and trusted and solve.left(decrease, norm) <= tol * abs(at.value):
+            at, part = confirm(objective, at, M, tol, run), Part(objective, order, objective.n_rows)
         if objective.l2 and (run.converged or solve.decrease <= 10 * tol * abs(at.value)):
             run.certify(objective, at.value, at.gradient, tol)
         record["loss"] = at.value
@@ -169,24 +171,16 @@ def search(objective, at, step, noise, run, wary):
 
 
 def confirm(objective, at, M, tol, run):
-    """Estimate the gap at a point, and go where the solve that it took leads.
+    """Estimate the gap at a point by a solve over all rows, see `Solve.gap`, and go where that leads.
 
-    The gap of the quadratic model there is 1/2 g^T H^-1 g. It comes from a solve that goes on until what it found
-    and what it may have missed are together within half of tol * F, or 1 % of the whole: at least 20 products, as
-    directions that matter late show late, or 5 where M is the whole Hessian but for rounding. It is doubled: the
-    decrement is half of the gap where the loss falls off exponentially, as it does for nearly separable classes.
+    It goes on until what it found and what it may have missed are together within half of tol * F, or 1 % of the whole.
     """
     M.refresh(at.P)
-    least = 5 if M.whole else 20
     enough = 0.5 * tol * abs(at.value)
+    least = 5 if M.whole else LEAST
     solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.1, 300, min_products=least, enough=enough)
     run.passes += solve.products
-    # where the loss is that small, so are the curvatures p (1 - p): 1 % of them is rounding
-    unknown = solve.cut or abs(at.value) < 100 * np.finfo(objective.dtype).eps
-    run.estimate = np.inf if unknown else 2 * solve.decrement
-    if run.estimate <= tol * abs(at.value):
-        run.stopped_on = "estimate"
-    run.records[-1]["gap_estimate"] = run.estimate
+    run.estimated(solve.gap(M, at.value, np.finfo(objective.dtype).eps), at.value, tol)
     new = Point.of(objective, at.W + solve.step, run)
     at = new if new.value < at.value else at
     run.W = at.W
@@ -207,8 +201,20 @@ class Solve:
     length: float  # of the step in M's norm
     residual: float  # norm in that of M^-1
     smallest: float  # eigenvalue of M^-1 H that was seen
+    exact: bool  # to rounding
     products: int
     cut: bool  # at the boundary, at the most products, or where rounding left no curvature too soon
+
+    def gap(self, M, value, eps):
+        """An estimate of F - min F where the solve began; inf where it does not carry one.
+
+        The gap of the quadratic model there is 1/2 g^T H^-1 g. It takes a solve to its end, and at least 20 products,
+        as directions that matter late show late, or 5 where M is the whole Hessian but for rounding. It is doubled:
+        the decrement is half of the gap where the loss falls off exponentially, as it does for nearly separable
+        classes. Where the loss is tiny, so are the curvatures p (1 - p), and 1 % of them is rounding: no estimate.
+        """
+        thorough = not self.cut and (self.exact or self.products >= (5 if M.whole else LEAST))
+        return 2 * self.decrement if thorough and abs(value) >= 100 * eps else np.inf
 
     def left(self, decrease, norm):
         """Roughly what is left of F - min F after a step that brought `decrease`, to a gradient of that norm.
@@ -232,7 +238,7 @@ def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=10
     rz = first = inner(r, z)
     target = accuracy**2 * first
     ss, sd, dd = 0.0, 0.0, rz
-    decrease, cut, diagonal, off = 0.0, True, [], []
+    decrease, cut, exact, diagonal, off = 0.0, True, False, [], []
     ratio, step = 0.0, 1.0
     for _ in range(max_products):
         done = rz <= target or (enough and decrease + 0.5 * rz / smallest_ritz(diagonal, off) <= enough)
@@ -243,7 +249,7 @@ def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=10
         Hd = objective.hessian_product(P, d)
         curvature = inner(d, Hd)
         if not curvature > 0:  # rounding: H has no negative curvature
-            cut = not done
+            cut, exact = not done, done
             break
         diagonal.append(curvature / rz + ratio / step)
         step = rz / curvature
@@ -265,7 +271,7 @@ def trust_region_cg(objective, P, gradient, M, radius, accuracy, max_products=10
         sd, dd = ratio * (sd + step * dd), rz + ratio * ratio * dd
     smallest = smallest_ritz(diagonal, off)
     decrement, residual = decrease + 0.5 * rz / smallest, np.sqrt(max(rz, 0.0))
-    return Solve(s, decrease, decrement, np.sqrt(ss), residual, smallest, len(diagonal), cut)
+    return Solve(s, decrease, decrement, np.sqrt(ss), residual, smallest, exact, len(diagonal), cut)
 
 
 def smallest_ritz(diagonal, off):

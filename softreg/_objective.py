@@ -113,6 +113,23 @@ class Objective:
         self._add_l2(out, V)
         return out
 
+    def squares_product(self, C):
+        """sum_i [x_i^2 1] c_i^T over the rows, (p, L) for C (n, L)."""
+        out = np.zeros((self.shape[1], C.shape[1]), self.dtype)
+        for start in range(0, self.n_rows, 4096):  # by blocks: the squares of X are never held whole
+            part = slice(start, start + 4096)
+            X = self.X[part if self.rows is None else self.rows[part]]
+            if self.sparse:
+                block = np.empty_like(out)
+                args = (X.data * X.data, X.indices, X.indptr, None, C[part], self.n_features, block)
+                _core.csr_gradient(*args, self.n_threads)
+                out += block
+            else:
+                out[: self.n_features] += (X * X).T @ C[part]
+        if self.fit_intercept:
+            out[-1] = C.sum(axis=0)
+        return out
+
     def logits(self, W):
         """X W^T + b over the rows, (n, K)."""
         Z = np.empty((self.n_rows, self.n_classes), self.dtype)

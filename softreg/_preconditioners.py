@@ -283,16 +283,8 @@ class Diagonal:
     def refresh(self, P):
         objective = self.objective
         U, curvature = class_directions(P, self.weight)
-        curvature = curvature.astype(P.dtype)
-        D = np.zeros((objective.shape[1], U.shape[1]), P.dtype)
-        coef = D[: objective.n_features]
-        for start in range(0, objective.n_rows, 4096):  # by blocks: the squares of X are never held whole
-            part = slice(start, start + 4096)
-            X = objective.X[part if objective.rows is None else objective.rows[part]]
-            coef += (X.multiply(X) if objective.sparse else X * X).T @ curvature[part]
-        coef += objective.l2
-        if objective.fit_intercept:
-            D[-1] = curvature.sum(axis=0)
+        D = objective.squares_product(curvature.astype(P.dtype))
+        D[: objective.n_features] += objective.l2
         self.U, self.diagonal = U.astype(P.dtype), np.maximum(D, 1e-10 * D.max())
 
     def solve(self, G):

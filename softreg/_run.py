@@ -37,3 +37,10 @@ class Run:
         if self.gap <= tol * abs(loss):
             self.stopped_on = "gap"
         return self.converged
+
+    def estimated(self, gap, loss, tol):
+        """Note an estimate of the gap in the last record, if there is one, and whether it is within tol."""
+        if np.isfinite(gap):
+            self.estimate = self.records[-1]["gap_estimate"] = gap
+            if gap <= tol * abs(loss):
+                self.stopped_on = "estimate"
