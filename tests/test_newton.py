@@ -468,8 +468,9 @@ def test_search(kind, factor):
         flat = float(np.sqrt(np.finfo(W.dtype).eps))
         assert 0.9 * shortest * (1 - 20 * flat) <= t <= shortest * (1 + 20 * flat)
         assert run.passes == 3
+        # most of the step is along W, where two classes only get more certain
         turned = np.abs(at(objective, here.W + step).P - here.P).sum(axis=1) > 1
-        assert np.array_equal(wary.share > 0, turned) and turned.any() == (factor == 400)
+        assert np.array_equal(wary.share > 0, turned) and turned.any() == (factor == 400 and objective.n_classes > 2)
 
 
 def test_wariness():
@@ -510,8 +511,12 @@ def test_wariness():
     ],
 )
 def test_trust_region(radius, cut, decrease, shortened, expected):
-    solve = Solve(None, 1.0, 1.0, 1.0, 0.0, 1.0, 1, cut)  # of length 1, with a decrease of 1
+    solve = solved(length=1.0, decrease=1.0, cut=cut)
     assert adapted(radius, solve, decrease, shortened) == pytest.approx(expected, rel=1e-15)
+
+
+def solved(**what):
+    return Solve(**dict.fromkeys(Solve.__dataclass_fields__, np.nan) | what)
 
 
 # --- samples and estimates ------------------------------------------------------------------------------------
@@ -527,7 +532,7 @@ def test_parts(part, monkeypatch):
     sizes = [first.objective.n_rows]
     while first.share < 1:
         assert np.array_equal(first.of(P), at(first.objective, W).P)
-        assert set(first.chosen) == set(order[: sizes[-1]])
+        assert np.array_equal(first.chosen, np.sort(order[: sizes[-1]]))  # X is read from front to back
         bigger = first.doubled()
         assert set(first.chosen) <= set(order if bigger.chosen is None else bigger.chosen)
         first = bigger
@@ -542,6 +547,25 @@ def test_parts_only_where_they_pay(monkeypatch):
     assert Part.first(problem()[0], np.arange(300), True).share == 0.3  # 10 rows a feature
     assert Part.first(problem()[0], np.arange(300), False).share == 1
     assert Part.first(problem(sparse.csr_array)[0], np.arange(300), True).share == 1
+
+
+@pytest.mark.parametrize(
+    ("products", "whole", "exact", "cut", "thorough"),
+    [
+        (20, False, False, False, True),
+        (19, False, False, False, False),
+        (1, False, True, False, True),
+        (5, True, False, False, True),
+        (4, True, False, False, False),
+        (300, True, False, True, False),
+    ],
+)
+def test_only_thorough_solves_estimate_the_gap(products, whole, exact, cut, thorough):
+    M = Identity()
+    M.whole = whole
+    solve = solved(decrement=3e-4, products=products, exact=exact, cut=cut)
+    assert solve.gap(M, 1.0, EPS) == (6e-4 if thorough else np.inf)
+    assert solve.gap(M, 50 * EPS, EPS) == np.inf  # a loss of which 1 % is rounding
 
 
 @kinds
