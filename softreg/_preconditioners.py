@@ -162,15 +162,15 @@ class Exact(Standardised):
         # a sample knows directions only up to its noise; the rest is for rounding
         damping = np.finfo(P.dtype).eps if self.complete else 1e-3
         H[np.diag_indices_from(H)] += (self.penalty + damping * diagonal + 1e-13 * diagonal.max()).ravel()
-        if self.objective.fit_intercept:  # the one direction that softmax leaves free: a constant on all intercepts
-            free = slice(p - 1, None, p)
-            H[free, free] += diagonal.max() / K
+        for j in range(p):  # what softmax leaves free, the same for all classes: no step goes there, see `solve`
+            H[j::p, j::p] += diagonal[:, j].max() / K
         # sums of numbers up to 1 are behind it: rounding may weigh more than curvature where the classes are separated
         self.inverse, shift = positive_inverse(H, diagonal.ravel() + 1e-8 * diagonal.max() + 1e-14)
         self.whole = self.complete and shift == 0
 
     def solve(self, G):
-        return self.step((self.inverse @ self.gradient(G).ravel()).reshape(G.shape))
+        V = (self.inverse @ self.gradient(G).ravel()).reshape(G.shape)
+        return self.step(V - V.mean(axis=0))
 
 
 def class_directions(P, weight):

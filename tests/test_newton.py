@@ -1,0 +1,636 @@
+"""The parts of Newton's method one by one: directions, rows drawn, preconditioners, conjugate gradients, steps."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+from scipy.optimize import minimize_scalar
+
+from softreg import _newton
+from softreg._newton import Part, Point, Solve, Wariness, adapted, confirm, newton, search, trust_region_cg
+from softreg._objective import Objective, inner
+from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation, class_directions, drawn, row_lengths
+from softreg._run import Run
+
+EPS = np.finfo(float).eps
+ALL = {
+    "exact": lambda objective, order: Exact(objective, order, objective.n_rows),
+    "sampled": lambda objective, order: Exact(objective, order, objective.n_rows // 2),
+    "correlation": ScaledCorrelation,
+    "blocks": lambda objective, order: Blocks(ScaledCorrelation(objective, order), order),
+    "diagonal": lambda objective, order: Diagonal(objective),
+}
+KINDS = {
+    "plain": {},
+    "csr": {"form": sparse.csr_array},
+    "weighted": {"weighted": True},
+    "part": {"weighted": True, "part": True},
+    "no intercept": {"fit_intercept": False},
+    "smoothed, float32": {"label_smoothing": 0.1, "dtype": np.float32},
+    "soft": {"soft": True, "part": True},
+    "unpenalised": {"l2": 0.0},
+    "binary": {"K": 2},
+}
+preconditioners = pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def problem(
+    form=np.asarray, n=300, d=8, K=4, dtype=np.float64, spread=0.5, l2=1e-3, weighted=False, soft=False, part=False,
+    **options,
+):  # fmt: skip
+    """An objective over correlated features with offsets, in units up to 10**(2 spread) apart, and the W that drew
+    its labels. More than two classes come in pairs that nothing in X tells apart. W sums to zero over the classes."""
+    rng = np.random.default_rng(0)
+    units = 10 ** rng.uniform(-spread, spread, d)
+    X = rng.normal(size=(n, d)) @ (np.eye(d) + rng.normal(size=(d, d)) / np.sqrt(d)) + rng.normal(size=d)
+    truth = 2 * rng.normal(size=(K, d))
+    truth[1::2] = truth[:-1:2] if K > 2 else truth[1::2]
+    truth -= truth.mean(axis=0)
+    logits = (X - X.mean(axis=0)) @ truth.T
+    codes = (logits + rng.gumbel(size=(n, K))).argmax(axis=1) if not soft else None
+    targets = rng.dirichlet(np.ones(K), size=n).astype(dtype) if soft else None
+    s = rng.integers(4, size=n).astype(dtype) if weighted else None
+    objective = Objective(form((X * units).astype(dtype)), codes, targets, s, K, l2=l2, **options)
+    W = objective.zeros()
+    objective.coef(W)[...] = truth / units
+    if objective.fit_intercept:
+        W[:, -1] = -truth @ X.mean(axis=0)
+    return objective.sample(np.arange(0, n, 2)) if part else objective, W
+
+
+def at(objective, W):
+    return Point.of(objective, W, Run(W))
+
+
+def order_of(objective, seed=0):
+    return np.random.default_rng(seed).permutation(objective.n_rows)
+
+
+def refreshed(make, objective, P):
+    M = make(objective, order_of(objective))
+    M.refresh(P)
+    return M
+
+
+def shares(objective):
+    """What each row weighs; they sum to one."""
+    s = np.ones(objective.X.shape[0]) if objective.sample_weight is None else objective.sample_weight
+    s = s if objective.rows is None else s[objective.rows]
+    return s.astype(float) / s.sum()
+
+
+def hessian(objective, P):
+    """The Hessian in plain NumPy, (K p, K p), for W in C order; softmax's free constant is given the curvature 1."""
+    X = objective.X.toarray() if objective.sparse else objective.X
+    A = X.astype(float) if objective.rows is None else X[objective.rows].astype(float)
+    (K, p), P = objective.shape, P / P.sum(axis=1, keepdims=True, dtype=float)
+    A = np.column_stack([A, np.ones(len(A))]) if objective.fit_intercept else A
+    J = P[:, :, None] * (np.eye(K) - P[:, None, :])
+    H = np.einsum("ikl,ia,ib->kalb", J * shares(objective)[:, None, None], A, A, optimize=True).reshape(K * p, -1)
+    H += np.kron(np.eye(K), np.diag(objective.l2 * (np.arange(p) < objective.n_features)))
+    return H + np.kron(np.ones((K, K)), np.diag(np.arange(p) >= (objective.n_features if objective.l2 else 0)))
+
+
+def newton_step(objective, here):
+    return like(objective, np.linalg.solve(hessian(objective, here.P), -here.gradient.ravel().astype(float)))
+
+
+def optimum(objective, W):
+    """W and F there by Newton's method on that Hessian, halving steps, until F has no digits left."""
+    here = at(objective, W)
+    for _ in range(50):
+        step = newton_step(objective, here)
+        while (new := at(objective, here.W + step)).value > here.value and np.abs(step).max() > 1e-12:
+            step /= 2
+        if not new.value < here.value:
+            break
+        here = new
+    return here.W, here.value
+
+
+def like(objective, w):
+    W = objective.empty()
+    W[...] = np.reshape(w, objective.shape)
+    return W
+
+
+def spectrum(M, objective, P):
+    """The eigenvalues of M^-1 H on what sums to zero over the classes."""
+    K, p = objective.shape
+    project = np.kron(np.eye(K) - 1 / K, np.eye(p))
+    columns = hessian(objective, P) @ project
+    A = np.column_stack([M.solve(like(objective, column)).ravel() for column in columns.T])
+    return np.sort(np.linalg.eigvals(A).real)[p:]
+
+
+def inverse_metric(M, objective):
+    """M^-1 on what sums to zero over the classes, as a dense matrix for W in C order."""
+    K, p = objective.shape
+    columns = np.kron(np.eye(K) - 1 / K, np.eye(p))
+    return np.column_stack([M.solve(like(objective, column)).ravel() for column in columns]).astype(float)
+
+
+class Identity:
+    whole = False
+
+    def solve(self, G):
+        return G.copy(order="K")
+
+
+# --- directions and rows --------------------------------------------------------------------------------------
+
+
+def saturated(K, dtype):
+    """Rows from undecided to one-hot that sum to 1 as well as float32 lets them, or a little worse."""
+    rng = np.random.default_rng(K)
+    Z = rng.normal(size=(200, K)) * np.repeat([0.1, 1, 10, 1000], 50)[:, None]
+    P = np.exp(Z - Z.max(axis=1, keepdims=True)).astype(dtype)
+    return P / P.sum(axis=1, keepdims=True) * (1 + 3e-7 * rng.normal(size=(200, 1))).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [slice(None), slice(150, None), slice(150, 151)], ids=["all", "one-hot", "one row"])
+@pytest.mark.parametrize("K", [2, 3, 10])
+def test_class_directions(K, rows, dtype):
+    """All of it is float64 on numbers up to 1 and sums of K of them: some 10 K eps of rounding."""
+    P = saturated(K, dtype)[rows]
+    weight = np.random.default_rng(0).random(len(P))
+    weight /= weight.sum()
+    U, curvature = class_directions(P, weight)
+    close = {"rtol": 0, "atol": 10 * K * EPS}
+    assert U.shape == (K, K - 1)
+    np.testing.assert_allclose(U.T @ np.column_stack([U, np.ones(K)]), np.eye(K - 1, K), **close)
+    P = P.astype(float) / P.sum(axis=1, keepdims=True, dtype=float)
+    J = P[:, :, None] * (np.eye(K) - P[:, None, :])
+    mean = U.T @ np.tensordot(weight, J, 1) @ U
+    np.testing.assert_allclose(mean, np.diag(mean.diagonal()), **close)
+    expected = np.einsum("i,ikl,ku,lu->iu", weight, J, U, U)
+    matters = expected >= 2e-6 * expected.max(axis=0)
+    np.testing.assert_allclose(curvature[matters], expected[matters], **close)
+    assert np.all(curvature[expected < 0.5e-6 * expected.max(axis=0) - 10 * K * EPS] == 0)
+    assert np.all((curvature == 0) | (curvature >= 1e-6 * curvature.max(axis=0)))
+
+
+def test_weighted_sums_over_drawn_rows_are_right():
+    """The mean over 400 random orders is within 4 of its standard errors, which the orders themselves tell. What is
+    drawn in proportion to is itself summed exactly, but for rounding: every draw brings the same."""
+    rng = np.random.default_rng(0)
+    score, f = np.exp(rng.normal(size=500)), rng.normal(size=500) + 1
+    sums = []
+    for seed in range(400):
+        picked, importance = drawn(score, np.random.default_rng(seed).permutation(500), 60)
+        assert np.all(np.diff(picked) > 0)
+        sums.append(importance @ f[picked] / 60)
+        np.testing.assert_allclose(importance @ score[picked] / 60, score.sum(), rtol=1e-13)
+    assert abs(np.mean(sums) - f.sum()) <= 4 * np.std(sums) / np.sqrt(400)
+
+
+def test_a_row_with_more_than_its_part_is_always_drawn():
+    score = np.ones(300)
+    score[7] = 20.0  # of 319, drawn 20 times: more than one part in 20
+    for seed in range(50):
+        picked, importance = drawn(score, np.random.default_rng(seed).permutation(300), 20)
+        assert 7 in picked
+        # once or twice; others as their chance says
+        assert importance[picked == 7] * 20 / 319 in (1, 2)
+        np.testing.assert_allclose(importance[picked != 7], 319)
+
+
+@kinds
+def test_row_lengths(kind):
+    """float32 sums d squares: some d eps of rounding, and as much for the mean that was subtracted."""
+    objective, _ = problem(**kind)
+    length = row_lengths(objective)
+    assert length.mean() == pytest.approx(1, rel=1e-12)
+    if objective.sparse:
+        assert np.all(length == 1)
+        return
+    X = objective.X if objective.rows is None else objective.X[objective.rows]
+    D = X.astype(float) - (X.mean(axis=0, dtype=float) if objective.fit_intercept else 0)
+    expected = (D**2 / (D**2).mean(axis=0)).sum(axis=1) / X.shape[1]
+    np.testing.assert_allclose(length, expected, rtol=50 * X.shape[1] * np.finfo(X.dtype).eps)
+
+
+def test_rows_of_a_rare_feature_are_long():
+    X = np.zeros((9000, 3))  # more than a block of rows
+    X[:, :2] = np.random.default_rng(0).normal(size=(9000, 2))
+    X[[5, 8000], 2] = 1e-3
+    length = row_lengths(Objective(X, np.zeros(9000, np.intp), None, None, 2, l2=0.0))
+    assert np.sort(length.argsort()[-2:]).tolist() == [5, 8000]
+    assert length[8000] > 1000  # two rows share a third of 9000
+    assert np.all(row_lengths(Objective(np.zeros((5, 2)), np.zeros(5, np.intp), None, None, 2, l2=0.0)) == 1)
+
+
+# --- preconditioners ------------------------------------------------------------------------------------------
+
+
+def of_kind(name, **kind):
+    if name in ("correlation", "blocks") and kind.get("form"):
+        pytest.skip("sparse X gets the exact one or the diagonal")
+    return problem(**kind)
+
+
+@kinds
+@pytest.mark.parametrize("name", ALL)
+def test_preconditioner_is_a_symmetric_inverse_metric(name, kind):
+    """In units in which its diagonal is 1, and float32 where the inverses or the objective are: rounding adds up over
+    p numbers and several products in a row, 100 eps."""
+    objective, W = of_kind(name, **kind)
+    M, (K, p) = refreshed(ALL[name], objective, at(objective, W).P), objective.shape
+    close = 100 * np.finfo(np.float32 if name in ("correlation", "blocks") else objective.dtype).eps
+    project = np.kron(np.eye(K) - 1 / K, np.eye(p))
+    gradients = [like(objective, column) for column in project]
+    before = [G.copy() for G in gradients]
+    steps = [M.solve(G) for G in gradients]
+    assert all(np.array_equal(G, old) for G, old in zip(gradients, before, strict=True))
+    for step in steps:
+        assert step.dtype == objective.dtype
+        assert step.flags.f_contiguous if objective.sparse else step.flags.c_contiguous
+        np.testing.assert_allclose(step.sum(axis=0), 0, atol=close * np.abs(step).max())
+    A = np.column_stack([step.ravel() for step in steps]).astype(float)
+    size = np.sqrt(A.diagonal())
+    A /= np.outer(size, size)
+    np.testing.assert_allclose(A, A.T, rtol=0, atol=close)
+    # K p numbers less the p of the constant direction are positive: the smallest here are some 5e-3
+    eigenvalues = np.linalg.eigvalsh(A + A.T) / 2
+    np.testing.assert_allclose(eigenvalues[:p], 0, atol=close)
+    assert np.all(eigenvalues[p:] > 1e-3)
+    combined = M.solve(like(objective, gradients[1] - 2 * gradients[p]))
+    expected = A[:, 1] * size[1] - 2 * A[:, p] * size[p]
+    np.testing.assert_allclose(combined.ravel() / size, expected, rtol=0, atol=close * np.abs(expected).max())
+
+
+@kinds
+def test_exact_is_the_inverse(kind):
+    """Up to a damping of 1e-13 of the largest diagonal, where the smallest eigenvalues are some 1e-3 of it, and
+    rounding of eps times as much again."""
+    objective, W = problem(**kind)
+    here = at(objective, W)
+    M = refreshed(ALL["exact"], objective, here.P)
+    assert M.whole
+    H, (K, p) = hessian(objective, here.P), objective.shape
+    for seed in range(3):
+        step = np.random.default_rng(seed).normal(size=objective.shape) / np.sqrt(H.diagonal()).reshape(K, p)
+        step -= step.mean(axis=0)
+        found = M.solve(like(objective, H @ step.ravel()))
+        unit = np.abs(step).max(axis=0)  # features have units of their own
+        np.testing.assert_allclose(found / unit, step / unit, rtol=0, atol=1e-10 + 1e3 * np.finfo(objective.dtype).eps)
+
+
+@kinds
+def test_exact_of_a_sample_is_near(kind):
+    """The Hessian over half of the rows or less: eigenvalues of M^-1 H, 1 but for sampling, were from 0.67 to 1.57."""
+    objective, W = problem(**{**kind, "n": 2000, "l2": 1e-3})
+    here = at(objective, W)
+    M = refreshed(ALL["sampled"], objective, here.P)
+    assert not M.whole and len(M.picked) < objective.n_rows
+    eigenvalues = spectrum(M, objective, here.P)
+    assert 0.5 < eigenvalues[0] <= eigenvalues[-1] < 2
+
+
+@kinds
+def test_diagonal_is_that_of_the_hessian(kind):
+    """Rows below 1e-6 of the largest curvature are left out: 3e-6 of a sum at the most was measured."""
+    objective, W = problem(**kind)
+    P = at(objective, W).P
+    M, (K, p) = refreshed(ALL["diagonal"], objective, P), objective.shape
+    H = hessian(objective, P).reshape(K, p, K, p)
+    expected = np.einsum("ku,kjlj,lu->ju", M.U, H, M.U)
+    np.testing.assert_allclose(M.diagonal, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_two_classes_have_one_block(weighted):
+    """Which is then the whole Hessian but for the rows that are drawn, and a damping of 2 % of its diagonal: that
+    halves the smallest eigenvalue, which correlation makes that small."""
+    objective, W = problem(K=2, weighted=weighted, l2=0.0)
+    P = at(objective, W).P
+    eigenvalues = spectrum(refreshed(ALL["blocks"], objective, P), objective, P)
+    assert 0.4 < eigenvalues[0] and 0.8 < eigenvalues[1] and eigenvalues[-1] < 1.2
+
+
+class ClassBlocks(Blocks):
+    """A block for each class itself, the textbook's block diagonal, to compare with."""
+
+    def refresh(self, P):
+        super().refresh(P)
+        Z, Q = self.standardised(np.float32), P[self.picked].astype(float)
+        curvature = (Q * (1 - Q) * self.weight[:, None]).astype(np.float32)
+        self.U, self.inverses = np.eye(P.shape[1]), np.array([self._inverse(Z, column) for column in curvature.T])
+
+    def solve(self, G):
+        step = super().solve(G)
+        return step - step.mean(axis=0)
+
+
+def products(objective, P, gradient, M):
+    """How many it takes to bring the model within 0.1 % of its minimum."""
+    g = gradient.ravel()
+    wanted = 0.999 * 0.5 * g @ np.linalg.solve(hessian(objective, P), g)
+    low, high = 0, 2048
+    while high - low > 1:
+        count = (low + high) // 2
+        solve = trust_region_cg(objective, P, gradient, M, np.inf, 0.0, count, count)
+        low, high = (low, count) if solve.decrease >= wanted else (count, high)
+    return high
+
+
+def test_iterations_on_wild_units_and_confused_classes():
+    """Measured were 1 for the exact one, 6 with blocks, 8 with the correlation, 29 with the diagonal, and 275 without.
+    A block a class, dearer than one a class direction, takes 13."""
+    objective, W = problem(n=1000, d=20, K=6, spread=1.0, l2=1e-4)
+    P, gradient = at(objective, W).P, objective.value_and_gradient(objective.zeros())[1]
+    took = {name: products(objective, P, gradient, refreshed(make, objective, P)) for name, make in ALL.items()}
+    took["identity"] = products(objective, P, gradient, Identity())
+    took["classes"] = products(
+        objective, P, gradient,
+        refreshed(lambda objective, order: ClassBlocks(ScaledCorrelation(objective, order), order), objective, P),
+    )  # fmt: skip
+    assert took["exact"] <= 2
+    assert took["blocks"] < took["correlation"] < took["diagonal"] / 2 < took["identity"] / 10
+    assert 1.5 * took["blocks"] < took["classes"]
+
+
+# --- conjugate gradients --------------------------------------------------------------------------------------
+
+
+@kinds
+@pytest.mark.parametrize("name", ["identity", *ALL])
+def test_conjugate_gradients_against_a_dense_solve(name, kind):
+    """To the end, after the 20 products that `confirm` asks for, and in a small region. Residuals of 1e-6 leave 1e-12
+    of the gap over the smallest eigenvalue of M^-1 H, some 1e-3 at worst; the most that 20 products' estimate was too
+    large is 14 %. Sums of 300 rows round by some 20 eps, and residuals drift by 2e3 eps of the first in 71 products."""
+    objective, W = of_kind(name, **kind)
+    here = at(objective, W * W.dtype.type(0.7))
+    M = Identity() if name == "identity" else refreshed(ALL[name], objective, here.P)
+    H, g, before = hessian(objective, here.P), here.gradient.ravel().astype(float), here.gradient.copy()
+    gap, eps = 0.5 * g @ np.linalg.solve(H, g), float(np.finfo(objective.dtype).eps)
+    first = np.sqrt(inner(here.gradient, M.solve(here.gradient)))
+    for radius, accuracy, least in ((np.inf, 1e-6, 1), (np.inf, 0.1, 20), (0.1 * first, 0.1, 1)):
+        solve = trust_region_cg(objective, here.P, here.gradient, M, radius, accuracy, 300, min_products=least)
+        assert np.array_equal(here.gradient, before)
+        assert solve.cut == np.isfinite(radius)
+        s = solve.step.ravel().astype(float)
+        assert -(g @ s + 0.5 * s @ H @ s) == pytest.approx(solve.decrease, rel=1e-9 + 20 * eps)
+        assert solve.decrease <= gap * (1 + 1e-9 + 20 * eps)
+        if solve.cut:
+            assert solve.length == pytest.approx(radius, rel=1e-12)
+            continue
+        r = like(objective, g + H @ s)
+        assert np.sqrt(inner(r, M.solve(r))) == pytest.approx(solve.residual, abs=1e4 * eps * first)
+        assert solve.residual <= accuracy * first
+        if accuracy == 1e-6:
+            assert solve.decrease == pytest.approx(gap, rel=1e-9 + 20 * eps)
+        elif name != "identity":  # 20 products without any preconditioner prove little
+            # after a residual of 1e-4 what follows may be rounding: 1e-8 of the gap
+            assert gap * (1 - 1e-8 - 20 * eps) <= solve.decrement <= 1.25 * gap
+
+
+@preconditioners
+def test_boundary(make):
+    """||s||_M is the radius, where M is the inverse of what `solve` applies. Its inverse was found in float64 on the
+    sums to zero: digits that float32 preconditioners lose, 1e-7 times a condition of some 1e3, are lost here."""
+    objective, W = problem()
+    here = at(objective, W * 0.7)
+    M = refreshed(make, objective, here.P)
+    whole = trust_region_cg(objective, here.P, here.gradient, M, np.inf, 1e-3)
+    radius = 0.5 * whole.length
+    solve = trust_region_cg(objective, here.P, here.gradient, M, radius, 1e-3)
+    assert solve.cut and not whole.cut
+    assert solve.length == pytest.approx(radius, rel=1e-12)
+    inverse = np.linalg.pinv(inverse_metric(M, objective), rcond=1e-9, hermitian=True)
+    for found in (solve, whole):
+        step = found.step.ravel()
+        assert np.sqrt(step @ inverse @ step) == pytest.approx(found.length, rel=1e-4)
+    # the best of all steps within the region that conjugate gradients passed: on the way, so better than a shorter one
+    shorter = trust_region_cg(objective, here.P, here.gradient, M, 0.9 * radius, 1e-3)
+    assert 0 < shorter.decrease < solve.decrease < whole.decrease
+
+
+def test_the_most_products_are_a_cut():
+    objective, W = problem()
+    here = at(objective, W * 0.7)
+    solve = trust_region_cg(objective, here.P, here.gradient, Identity(), np.inf, 1e-6, max_products=5)
+    assert solve.cut and solve.products == 5
+
+
+def test_nothing_to_solve():
+    objective, W = problem()
+    solve = trust_region_cg(objective, at(objective, W).P, objective.zeros(), Identity(), 1.0, 0.1)
+    assert not solve.cut and solve.products == 0 and solve.decrement == 0 and not solve.step.any()
+
+
+# --- steps ----------------------------------------------------------------------------------------------------
+
+LINES = {**KINDS, "heavy penalty": {"l2": 0.5}, "smoothed": {"label_smoothing": 0.2, "part": True, "weighted": True}}
+lines = pytest.mark.parametrize("kind", LINES.values(), ids=LINES)
+
+
+def along(objective, W, step, longest):
+    """The minimiser of F along a line, by scipy; F is float64 from the objective itself."""
+    return minimize_scalar(
+        lambda t: objective.value_and_gradient(W + W.dtype.type(t) * step)[0],
+        bounds=(0, longest), method="bounded", options={"xatol": 1e-8 * longest},
+    ).x  # fmt: skip
+
+
+@lines
+@pytest.mark.parametrize("factor", [0.3, 10])
+def test_line_minimum(kind, factor):
+    """A tenth too short at the most, never too long. scipy finds t to the root of eps, where F is flat."""
+    objective, W = problem(**kind)
+    W = W * W.dtype.type(0.5)
+    step = W.dtype.type(factor) * newton_step(objective, at(objective, W))
+    best = along(objective, W, step, 0.9)
+    t, flat = objective.line_minimum(W, step, 0.9), float(np.sqrt(np.finfo(W.dtype).eps))
+    assert 0.9 * best - flat <= t <= best + 20 * flat * best
+
+
+@lines
+@pytest.mark.parametrize("factor", [1, 1.4, 1.9, 400])
+def test_search(kind, factor):
+    """Near the optimum the model is all but exact: F falls by 0.2 of the slope up to 1.6 Newton steps."""
+    objective, W = problem(**kind)
+    best, _ = optimum(*problem(**{**kind, "dtype": np.float64}))
+    here = at(objective, like(objective, 0.95 * best))
+    step, run = W.dtype.type(factor) * newton_step(objective, here), Run(W)
+    wary = Wariness(objective)
+    new, t = search(objective, here, step, np.finfo(W.dtype).eps, run, wary)
+    expected = at(objective, here.W + W.dtype.type(t) * step)
+    assert new.value == expected.value
+    assert np.array_equal(new.W, expected.W) and np.array_equal(new.P, expected.P)
+    assert new.value <= here.value + 0.2 * t * inner(here.gradient, step)
+    if factor < 1.6:
+        assert t == 1 and run.passes == 1 and not wary.share.any()
+    else:
+        # the root of eps is what t is known to, as above
+        shortest = along(objective, here.W, step, 1.0)
+        flat = float(np.sqrt(np.finfo(W.dtype).eps))
+        assert 0.9 * shortest * (1 - 20 * flat) <= t <= shortest * (1 + 20 * flat)
+        assert run.passes == 3
+        # most of the step is along W, where two classes only get more certain
+        turned = np.abs(at(objective, here.W + step).P - here.P).sum(axis=1) > 1
+        assert np.array_equal(wary.share > 0, turned) and turned.any() == (factor == 400 and objective.n_classes > 2)
+
+
+def test_wariness():
+    objective, W = problem()
+    P = at(objective, W).P
+    wary = Wariness(objective)
+    assert wary.of(P) is P
+    trial = P.copy()
+    over = np.roll(P, 2, axis=1)
+    turned = (np.abs(over - P).sum(axis=1) > 1.1) & (np.arange(len(P)) % 2 == 1)
+    trial[turned] = over[turned]
+    trial[0] = P[0] + 0.4 * (np.eye(4)[P[0].argmin()] - P[0])  # by 0.8 at the most
+    wary.after(P, trial, overshot=False)
+    assert wary.of(P) is P
+    wary.after(P, trial, overshot=True)
+    held = wary.of(P)
+    assert turned.sum() > 10
+    assert np.array_equal((held != P).any(axis=1), turned)
+    np.testing.assert_allclose(held[turned], 0.9 * P[turned] + 0.1 / 4, rtol=1e-12)
+    for share in (0.05, 0.025, 0.0125):
+        wary.after(P, P, overshot=False)
+        assert set(wary.share[turned]) == {share}
+    wary.after(P, P, overshot=True)
+    assert wary.of(P) is P
+
+
+@pytest.mark.parametrize(
+    ("radius", "cut", "decrease", "shortened", "expected"),
+    [
+        (2.0, True, 0.9, 1.0, 5.0),  # the model is right up to the boundary
+        (2.0, True, 0.5, 1.0, 2.0),
+        (2.0, False, 0.9, 1.0, 2.0),
+        (2.0, False, 0.1, 1.0, 0.5),  # of the step, which is shorter
+        (0.8, True, 0.1, 1.0, 0.4),
+        (2.0, True, -1.0, 1.0, 0.5),
+        (2.0, True, 0.9, 0.5, 0.5),  # where the line's minimum was
+        (2.0, False, 0.9, 0.01, 0.3),
+    ],
+)
+def test_trust_region(radius, cut, decrease, shortened, expected):
+    solve = solved(length=1.0, decrease=1.0, cut=cut)
+    assert adapted(radius, solve, decrease, shortened) == pytest.approx(expected, rel=1e-15)
+
+
+def solved(**what):
+    return Solve(**dict.fromkeys(Solve.__dataclass_fields__, np.nan) | what)
+
+
+# --- samples and estimates ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_parts(part, monkeypatch):
+    monkeypatch.setattr(_newton, "SAMPLE_WORK", 1000)
+    objective, W = problem(n=4000, weighted=True, part=part)
+    P, order, n = at(objective, W).P, order_of(objective), objective.n_rows
+    first = Part.first(objective, order, True)
+    assert first.objective.n_rows == max(n // 16, 90) == first.share * n
+    sizes = [first.objective.n_rows]
+    while first.share < 1:
+        assert np.array_equal(first.of(P), at(first.objective, W).P)
+        assert np.array_equal(first.chosen, np.sort(order[: sizes[-1]]))  # X is read from front to back
+        bigger = first.doubled()
+        assert set(first.chosen) <= set(order if bigger.chosen is None else bigger.chosen)
+        first = bigger
+        sizes.append(first.objective.n_rows)
+    assert sizes[1:] == [min(2 * size, n) for size in sizes[:-1]]
+    assert first.of(P) is P and first.doubled() is first and first.objective is objective
+
+
+def test_parts_only_where_they_pay(monkeypatch):
+    assert Part.first(problem()[0], np.arange(300), True).share == 1  # a small problem
+    monkeypatch.setattr(_newton, "SAMPLE_WORK", 0)
+    assert Part.first(problem()[0], np.arange(300), True).share == 0.3  # 10 rows a feature
+    assert Part.first(problem()[0], np.arange(300), False).share == 1
+    assert Part.first(problem(sparse.csr_array)[0], np.arange(300), True).share == 1
+
+
+@pytest.mark.parametrize(
+    ("products", "whole", "exact", "cut", "thorough"),
+    [
+        (20, False, False, False, True),
+        (19, False, False, False, False),
+        (1, False, True, False, True),
+        (5, True, False, False, True),
+        (4, True, False, False, False),
+        (300, True, False, True, False),
+    ],
+)
+def test_only_thorough_solves_estimate_the_gap(products, whole, exact, cut, thorough):
+    M = Identity()
+    M.whole = whole
+    solve = solved(decrement=3e-4, products=products, exact=exact, cut=cut)
+    assert solve.gap(M, 1.0, EPS) == (6e-4 if thorough else np.inf)
+    assert solve.gap(M, 50 * EPS, EPS) == np.inf  # a loss of which 1 % is rounding
+
+
+@kinds
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("shrunk", [0.5, 0.98])
+def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
+    """Against the optimum that dense Newton finds: F is then rounded, to some 10 eps."""
+    objective, _ = of_kind(name, **kind)
+    best, least = optimum(*problem(**{**kind, "dtype": np.float64}))
+    here = at(objective, like(objective, shrunk * best))
+    M = refreshed(ALL[name], objective, here.P)
+    run = Run(here.W)
+    run.record(here.value)
+    after = confirm(objective, here, M, 1e-3, run)
+    rounding = 10 * np.finfo(objective.dtype).eps
+    assert here.value - least <= run.estimate + rounding
+    assert shrunk == 0.5 or run.estimate <= 3 * (here.value - least) + rounding
+    assert (run.stopped_on == "estimate") == (run.estimate <= 1e-3 * here.value)
+    assert run.records[-1]["gap_estimate"] == run.estimate
+    assert after.value <= here.value and np.array_equal(run.W, after.W)
+
+
+class Silent:
+    def begin(self):
+        pass
+
+    def __call__(self, W, record):
+        return False
+
+
+@preconditioners
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("l2", [0.0, 1e-3])
+def test_coefficients_sum_to_zero_over_the_classes(make, dtype, l2):
+    """The penalty wants them to, wherever W starts, and without it nothing moves that sum from the zero it starts at:
+    no preconditioner's step does, but for rounding in some 10 steps."""
+    objective, W = problem(dtype=dtype, l2=l2)
+    M = refreshed(make, objective, at(objective, W).P)
+    _, least = optimum(*problem(l2=l2))
+    if l2:
+        objective.coef(W)[...] += np.linspace(1, 2, 8, dtype=dtype) * np.abs(W).max()
+    options = {"random_state": np.random.RandomState(0), "monitor": Silent(), "M": M}
+    run = newton(objective, W, max_iter=50, tol=1e-6, **options)
+    assert run.converged
+    # float32 adds its own rounding to F
+    assert objective.value_and_gradient(run.W)[0] - least <= 1e-6 * least + 10 * np.finfo(dtype).eps
+    sums, size = objective.coef(run.W).sum(axis=0, dtype=float), np.abs(objective.coef(run.W)).max(axis=0)
+    assert np.abs(sums / size).max() <= 100 * np.finfo(dtype).eps
+
+
+# --- numbers that are slow ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "floor"), [(np.float32, 1e-20), (np.float64, 1e-100)])
+@pytest.mark.parametrize("K", [2, 3, 40, 100])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
+def test_no_subnormal_probabilities(form, K, dtype, floor):
+    """Probabilities below the floor are exact zeros; it is of exp(z - max z), which the sum, up to K, divides."""
+    objective, _ = problem(form, K=K, n=3000, dtype=dtype, label_smoothing=0.1)
+    W = objective.zeros()
+    W[...] = 40 * -np.log10(floor) / 20 * np.random.default_rng(0).normal(size=W.shape)
+    P = at(objective, W).P
+    assert np.all((P == 0) | (P >= 0.99 * floor / K))
+    Z = objective.logits(W).astype(float)
+    exact = np.exp(Z - Z.max(axis=1, keepdims=True))
+    assert np.sum((exact > 0) & (exact < np.finfo(dtype).tiny)) > 10  # would be subnormal
+    assert np.all(P[exact > 1.01 * floor] > 0)
+    assert not np.any(P[exact < 0.99 * floor])
