@@ -588,6 +588,16 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     assert after.value <= here.value and np.array_equal(run.W, after.W)
 
 
+def test_confirm_never_goes_up():
+    """From W that is far too certain the Newton step overshoots."""
+    objective, W = problem()
+    here = at(objective, like(objective, -3 * W))
+    run, M = Run(here.W), refreshed(ALL["exact"], objective, here.P)
+    run.record(here.value)
+    assert at(objective, here.W + newton_step(objective, here)).value > here.value
+    assert confirm(objective, here, M, 1e-3, run) is here and run.W is here.W
+
+
 class Silent:
     def begin(self):
         pass
