@@ -213,7 +213,7 @@ def test_streams_learn_in_batches_of_any_size(load, size):
 
 def test_a_long_stream_of_small_batches_goes_on_learning():
     """2,000 calls of 5 rows and 50 calls of 200 are the same rows, and about as good in the end: what counts for the
-    rate is rows. With a rate that fell with the calls the first would be left with a sixth of the second's."""
+    rate is rows. A rate that fell with the calls would be 1 / sqrt(2000) in the end, not 1 / sqrt(10)."""
     rng = np.random.default_rng(0)
     X, W = rng.normal(size=(10_000, D)), rng.normal(size=(D, K))
     y = (X @ W + rng.gumbel(size=(10_000, K))).argmax(axis=1)
@@ -267,9 +267,8 @@ def large_file(tmp_path_factory):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA counts mappings on Linux alone")
 @pytest.mark.parametrize("how", ["auto", "sgd", "adam", "partial_fit", "a copy"])
 def test_within_a_limit_on_memory(large_file, how):
-    """200 MB are half of X. What a fit needs beside X are some numbers a row, for each class: 12 to 60 MB here; the
-    rest is for samples and blocks of rows. A copy of X fails, or the
-    limit would be none."""
+    """200 MB are half of X. Beside X a fit needs some numbers a row for each class, and samples and blocks of rows. A
+    copy of X fails, or the limit would be none."""
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, large_file, how, str(200 * 2**20)], capture_output=True, text=True, check=False
     )
