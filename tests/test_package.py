@@ -106,7 +106,7 @@ def test_sdist_holds_every_source_and_nothing_generated(tmp_path):
     (tree / "softreg" / "_core.c").touch()  # as `cython softreg/_core.pyx` would leave it
 
     code = "import setuptools.build_meta, sys; setuptools.build_meta.build_sdist(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=tree, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-P", "-c", code, tmp_path], cwd=tree, check=True, capture_output=True)
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         held = {member.name.partition("/")[2] for member in tar if member.isfile()}
