@@ -53,10 +53,11 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     fit_intercept : bool, default=True
         Whether to fit an intercept for each class.
     solver : {"auto", "newton-cg", "lbfgs", "sgd", "adagrad", "rmsprop", "adam"}, default="auto"
-        "auto" is preconditioned Newton-CG that starts on a sample of the rows where there are many, and accelerated
-        proximal gradient where l1_ratio > 0; "newton-cg" takes all rows from the start; "lbfgs" is scipy's. The others
-        take minibatches: "sgd" is gradient descent with momentum, "adagrad", "rmsprop" and "adam" divide by the size
-        of the gradients so far. `partial_fit` takes "sgd" where the solver is one of the first three.
+        "auto" is preconditioned Newton-CG that starts with a little SGD and on a sample of the rows where there are
+        many, and accelerated proximal gradient where l1_ratio > 0; "newton-cg" takes all rows from the start; "lbfgs"
+        is scipy's. The others take minibatches: "sgd" is gradient descent with momentum, "adagrad", "rmsprop" and
+        "adam" divide by the size of the gradients so far. `partial_fit` takes "sgd" where the solver is one of the
+        first three.
     max_iter : int, default=100
         The most iterations: Newton or L-BFGS steps, proximal steps, epochs of SGD.
     tol : float, default=1e-4

@@ -8,6 +8,7 @@ from scipy.linalg import eigvalsh_tridiagonal
 from softreg._objective import inner
 from softreg._preconditioners import Blocks, ScaledCorrelation, preconditioner
 from softreg._run import Run
+from softreg._sgd import quick_start
 
 SAMPLE_WORK = 5e7  # n K p from which a Hessian over a sample of the rows pays: below, a pass takes milliseconds
 LEAST = 20  # products of a solve that an estimate of the gap is taken from
@@ -21,13 +22,15 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
     1983) or where they are as exact as the model was (Eisenstat and Walker 1996). Where it overshoots, the minimum
     along it is found instead, see `search`. The sample grows when steps on it do not pay. The run ends on a proven
     gap of tol * F, or on an estimate over all rows, see `confirm`. A preconditioner M of a run that ended at W can
-    be given.
+    be given. With `sampled`, large problems that begin at zero begin with a little SGD, where that goes down at all.
     """
     if objective.l2:  # the optimum sums to zero over the classes, and preconditioners leave that sum as it is
         objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
     run, noise = Run(W), np.finfo(objective.dtype).eps
     order = random_state.permutation(objective.n_rows)
-    at = Point.of(objective, W, run)
+    quickly = sampled and Part.pays(objective) and not W.any()
+    at = Point.first(objective, W, run, random_state) if quickly else Point.of(objective, W, run)
+    run.W = at.W
     if M is None:
         M = preconditioner(objective, order)
         M.refresh(at.P)
@@ -105,6 +108,13 @@ class Point:
         run.passes += 1
         return cls(W, *objective.value_and_gradient(W, P), P)
 
+    @classmethod
+    def first(cls, objective, zero, run, random_state):
+        """Where two epochs of SGD lead, or zero, where F is log K."""
+        run.passes += 2
+        at = cls.of(objective, quick_start(objective, random_state, epochs=2), run)
+        return at if at.value < np.log(objective.n_classes) else cls.of(objective, zero, run)
+
 
 class Part:
     """The objective over the first `size` rows in a given order."""
@@ -119,9 +129,13 @@ class Part:
     @classmethod
     def first(cls, objective, order, sampled):
         """A sixteenth of the rows, and several a feature, where that pays."""
-        n, (K, p) = objective.n_rows, objective.shape
-        sampled = sampled and not objective.sparse and n * K * p > SAMPLE_WORK
-        return cls(objective, order, min(n, max(n // 16, 10 * p)) if sampled else n)
+        n, p = objective.n_rows, objective.shape[1]
+        return cls(objective, order, min(n, max(n // 16, 10 * p)) if sampled and cls.pays(objective) else n)
+
+    @staticmethod
+    def pays(objective):
+        """Whether passes are long enough for work on a part of the rows, or on minibatches, to come first."""
+        return not objective.sparse and objective.n_rows * objective.n_classes * objective.shape[1] > SAMPLE_WORK
 
     def of(self, P):
         return P if self.chosen is None else P[self.chosen]

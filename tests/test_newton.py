@@ -549,6 +549,40 @@ def test_parts_only_where_they_pay(monkeypatch):
     assert Part.first(problem(sparse.csr_array)[0], np.arange(300), True).share == 1
 
 
+@pytest.mark.parametrize("kind", [{}, {"dtype": np.float32, "weighted": True}, {"label_smoothing": 0.2, "spread": 3}])
+def test_two_epochs_of_sgd_come_first(kind):
+    objective, _ = problem(n=4000, **kind)
+    zero, run = objective.zeros(), Run(None)
+    first = Point.first(objective, zero, run, np.random.RandomState(0))
+    assert run.passes == 3  # two epochs, and the look at where they led
+    assert first.value < 0.95 * np.log(4) and first.W.any()  # from log K at zero
+    value, gradient = objective.value_and_gradient(first.W, objective.probabilities())
+    assert first.value == value and np.array_equal(first.gradient, gradient)
+    again = Point.first(objective, zero, Run(None), np.random.RandomState(0))
+    assert np.array_equal(again.W, first.W)
+
+
+@pytest.mark.parametrize("bad", [1e3, np.nan])
+def test_sgd_that_does_not_go_down_is_forgotten(bad, monkeypatch):
+    objective, _ = problem()
+    monkeypatch.setattr(_newton, "quick_start", lambda objective, *_, **__: objective.zeros() + bad * np.arange(9))
+    with np.errstate(all="ignore"):
+        first = Point.first(objective, objective.zeros(), Run(None), None)
+    assert not first.W.any() and first.value == pytest.approx(np.log(4), rel=1e-12)  # a sum of 300 terms
+
+
+def test_only_a_large_fit_from_zero_begins_with_sgd(monkeypatch):
+    objective, W = problem(n=4000)
+    starts = []
+    monkeypatch.setattr(Point, "first", lambda *args: starts.append(1) or Point.of(*args[:3]))
+    options = {"max_iter": 1, "tol": 0, "monitor": Silent()}
+    for work, sampled, begin, expected in ((1e3, True, 0, 1), (1e9, True, 0, 0), (1e3, False, 0, 0), (1e3, True, 1, 0)):
+        monkeypatch.setattr(_newton, "SAMPLE_WORK", work)
+        starts.clear()
+        newton(objective, begin * W, sampled=sampled, random_state=np.random.RandomState(0), **options)
+        assert len(starts) == expected
+
+
 @pytest.mark.parametrize(
     ("products", "whole", "exact", "cut", "thorough"),
     [

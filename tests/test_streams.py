@@ -270,8 +270,9 @@ def test_within_a_limit_on_memory(large_file, how):
     """200 MB are half of X. Beside X a fit needs some numbers a row for each class, and samples and blocks of rows. A
     copy of X fails, or the limit would be none."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", LIMITED, large_file, how, str(200 * 2**20)], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-P", "-c", LIMITED, large_file, how, str(200 * 2**20)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if how == "a copy":
         assert "MemoryError" in done.stderr
     else:
