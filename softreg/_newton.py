@@ -11,7 +11,6 @@ from softreg._run import Run
 from softreg._sgd import quick_start
 
 SAMPLE_WORK = 5e7  # n K p from which a Hessian over a sample of the rows pays: below, a pass takes milliseconds
-LEAST = 20  # products of a solve that an estimate of the gap is taken from
 LONG_SOLVE = 8  # products of a solve after which blocks that cost some 15 to build are worth it
 
 
@@ -45,12 +44,13 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
         new, shortened = search(objective, at, solve.step, noise, run, wary)
         decrease, before = at.value - new.value, norm
         radius = adapted(radius, solve, decrease, shortened)
-        missed = abs(dual_norm(M, new.gradient) - solve.residual) / before if before > 0 else 0.0
+        reached = dual_norm(M, new.gradient)
+        missed = abs(reached - solve.residual) / before if before > 0 else 0.0
         accuracy = min(0.3, max(1e-3 if M.whole else 0.05, missed))
         if better := decrease > 0:
             at, run.W = new, new.W
         record = run.record(at.value)
-        norm = dual_norm(M, at.gradient)
+        norm = reached if better else dual_norm(M, at.gradient)
         found = solve.gap(M, at.value, noise) if part.share == 1 and not wary.share.any() else np.inf
         run.estimated(found, at.value, tol)  # the solve may already be what `confirm` would do
         trusted = better and shortened == 1 and decrease >= 0.5 * solve.decrease
@@ -191,14 +191,18 @@ def confirm(objective, at, M, tol, run):
     """
     M.refresh(at.P)
     enough = 0.5 * tol * abs(at.value)
-    least = 5 if M.whole else LEAST
-    solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.1, 300, min_products=least, enough=enough)
+    solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.1, 300, min_products=least(M), enough=enough)
     run.passes += solve.products
     run.estimated(solve.gap(M, at.value, np.finfo(objective.dtype).eps), at.value, tol)
     new = Point.of(objective, at.W + solve.step, run)
     at = new if new.value < at.value else at
     run.W = at.W
     return at
+
+
+def least(M):
+    """The products of a solve that an estimate of the gap is taken from."""
+    return 5 if M.whole else 20
 
 
 def dual_norm(M, gradient):
@@ -227,7 +231,7 @@ class Solve:
         the decrement is half of the gap where the loss falls off exponentially, as it does for nearly separable
         classes. Where the loss is tiny, so are the curvatures p (1 - p), and 1 % of them is rounding: no estimate.
         """
-        thorough = not self.cut and (self.exact or self.products >= (5 if M.whole else LEAST))
+        thorough = not self.cut and (self.exact or self.products >= least(M))
         return 2 * self.decrement if thorough and abs(value) >= 100 * eps else np.inf
 
     def left(self, decrease, norm):

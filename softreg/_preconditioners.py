@@ -13,7 +13,7 @@ cost precision nor enter the correlation. X itself is never standardised, only a
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from scipy.linalg import lapack
@@ -75,7 +75,7 @@ class Standardised:
     whole = False  # whether `solve` is the inverse but for rounding
 
     def __init__(self, objective, order, size):
-        self.objective, self.length = objective, row_lengths(objective)
+        self.objective = objective
         if size >= objective.n_rows:
             self._sample(np.arange(objective.n_rows), np.ones(objective.n_rows))
         else:
@@ -89,6 +89,10 @@ class Standardised:
         constant = self.deviation <= 1e-7 * np.abs(self.mean)
         self.deviation[constant] = np.abs(self.mean[constant])
         self.deviation[self.deviation == 0] = 1.0
+
+    @cached_property
+    def length(self):
+        return row_lengths(self.objective)
 
     @property
     def penalty(self):
