@@ -1220,6 +1220,144 @@ def csr_hessian_product(
     csr_gradient[floating, index_t](data, indices, indptr, rows, curved, n_features, out, n_threads)
 
 
+# --- dual coordinate ascent -----------------------------------------------------------------------------------------
+
+cdef sr_void _dual_step(
+    const floating* z, Py_ssize_t Kp, floating c, floating floor, floating* q, floating* move, double* entropy
+) noexcept nogil:
+    """q (Kp,) INOUT += move (Kp,) OUT = t (softmax(z) - q), and entropy (1,) OUT = H(q), as the twin says.
+
+    Kp is K in whole vectors: beyond K, z holds the lowest number and q zeros. Probabilities below `floor` are zero.
+    """
+    cdef Py_ssize_t i, k, width = 32 if floating is float else 16
+    cdef floating[32] most, total, cross, far, square, h
+    cdef floating e, x, over, t, kl
+    for i in range(width):
+        most[i] = z[i]
+        total[i] = cross[i] = far[i] = square[i] = h[i] = 0
+    for k in range(1, Kp // width):
+        for i in range(width):
+            most[i] = z[k * width + i] if z[k * width + i] > most[i] else most[i]
+    _fold(most, True)
+    for k in range(Kp // width):
+        for i in range(width):
+            e = sr_exp(z[k * width + i], most[0])
+            e = e if e >= floor else 0
+            move[k * width + i] = e
+            total[i] = total[i] + e
+            x = q[k * width + i]
+            over = 1 / x if x > 0 else 1
+            cross[i] = cross[i] + x * (sr_log(over) + _shifted(z[k * width + i], most[0]))
+    _fold(total, False)
+    _fold(cross, False)
+    over = 1 / total[0]
+    for k in range(Kp // width):
+        for i in range(width):
+            e = move[k * width + i] * over - q[k * width + i]
+            move[k * width + i] = e
+            far[i] = far[i] + (e if e > 0 else -e)
+            square[i] = square[i] + e * e
+    _fold(far, False)
+    _fold(square, False)
+    e = 0.5 * far[0] * far[0]
+    kl = sr_log(total[0]) - cross[0]
+    kl = kl if kl > e else e        # as Pinsker's inequality says; rounding may not know
+    t = kl + e if kl + e < 2 * e + c * square[0] else 2 * e + c * square[0]
+    t = t / (2 * e + c * square[0]) if e > 0 else 1
+    for k in range(Kp // width):
+        for i in range(width):
+            e = t * move[k * width + i]
+            x = q[k * width + i] + e
+            x = x if x >= floor else 0
+            move[k * width + i] = e
+            q[k * width + i] = x
+            over = 1 / x if x > 0 else 1
+            h[i] = h[i] + x * sr_log(over)
+    _fold(h, False)
+    entropy[0] = h[0]
+
+
+cdef sr_void _dual_rows(
+    const floating* data, const index_t* indices, const index_t* indptr, const Py_ssize_t* rows,
+    const Py_ssize_t* order, Py_ssize_t count, floating* Wt, floating* bias, Py_ssize_t K, const floating* weight,
+    double scale, double constant, floating* Q, Py_ssize_t Kp, floating* scratch, double* total
+) noexcept nogil:
+    """One row after the other; scratch (3, Kp). A row of X is still in the nearest cache when it comes back."""
+    cdef Py_ssize_t i, k, at, r, low, length
+    cdef double entropy, s, squares
+    cdef floating* z = scratch
+    cdef floating* q = scratch + Kp
+    cdef floating* move = scratch + 2 * Kp
+    cdef floating factor, lowest = -FLT_MAX if floating is float else -DBL_MAX
+    for k in range(K, Kp):
+        z[k] = lowest
+        q[k] = 0
+    for i in range(count):
+        at = order[i]
+        r = rows[at] if rows != NULL else at
+        low = indptr[r]
+        length = indptr[r + 1] - low
+        s = weight[r] if weight != NULL else 1
+        squares = constant if bias != NULL else 0
+        for k in range(length):
+            squares += data[low + k] * data[low + k]
+        for k in range(K):
+            z[k] = bias[k] if bias != NULL else 0
+            q[k] = Q[at * K + k]
+        if floating is float:
+            _csr_row(data + low, indices + low, length, <float*>Wt, K, False, <vfloat*>z)
+        else:
+            _csr_row(data + low, indices + low, length, <double*>Wt, K, False, <vdouble*>z)
+        _dual_step(
+            z, Kp, <floating>(scale * s * squares), <floating>(1e-20 if floating is float else 1e-100), q, move, &entropy
+        )
+        total[0] += s * entropy
+        factor = <floating>(-scale * s)
+        for k in range(K):
+            Q[at * K + k] = q[k]
+            move[k] = factor * move[k]
+        if floating is float:
+            _csr_row(data + low, indices + low, length, <float*>Wt, K, True, <vfloat*>move)
+        else:
+            _csr_row(data + low, indices + low, length, <double*>Wt, K, True, <vdouble*>move)
+        if bias != NULL:
+            for k in range(K):
+                bias[k] += <floating>constant * move[k]
+
+
+def csr_dual_epoch(
+    const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
+    const Py_ssize_t[::1] order, floating[:, ::1] Wt, Py_ssize_t n_features, const floating[::1] sample_weight,
+    double scale, double constant, floating[:, ::1] Q,
+):
+    """Visit positions `order` among the rows: move q, a row of Q (m, K) INOUT, towards p = softmax(W [x 1]), by
+
+        q <- q + t (p - q),     t = min(1, (KL(q||p) + |p - q|_1^2 / 2) / (|p - q|_1^2 + c |p - q|_2^2)),
+
+    Wt (p, K) INOUT -= scale * s * change of q * [x constant], c = scale * s * (||x||^2 + constant).
+    Return sum_i s_i H(Q_i) over the positions, H the entropy, each as it was left.
+    """
+    cdef Py_ssize_t K = Q.shape[1], Kp = _whole(K, 32 if floating is float else 16)
+    cdef floating* w = _corner[floating](Wt)
+    cdef floating* bias = w + n_features * K if Wt.shape[0] > n_features else NULL
+    cdef floating* scratch = <floating*>malloc(3 * Kp * sizeof(floating))
+    cdef const floating* v = _first[floating](data)
+    cdef const index_t* j = _first[index_t](indices)
+    cdef const index_t* ptr = _first[index_t](indptr)
+    cdef const Py_ssize_t* r = _first[Py_ssize_t](rows)
+    cdef const Py_ssize_t* visits = _first[Py_ssize_t](order)
+    cdef const floating* s = _first[floating](sample_weight)
+    cdef floating* q = _corner[floating](Q)
+    cdef Py_ssize_t count = order.shape[0]
+    cdef double total = 0
+    if scratch == NULL:
+        raise MemoryError(f"{3 * Kp * sizeof(floating)} bytes of scratch memory")
+    with nogil:
+        _dual_rows(v, j, ptr, r, visits, count, w, bias, K, s, scale, constant, q, Kp, scratch, &total)
+    free(scratch)
+    return total
+
+
 # --- what was built, and what runs ----------------------------------------------------------------------------------
 
 def openmp_enabled():

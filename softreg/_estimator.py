@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from softreg import _sgd, _solvers
+from softreg import _dual, _sgd, _solvers
 from softreg._monitor import Callbacks, Monitor
 from softreg._newton import newton
 from softreg._objective import Objective
@@ -54,12 +54,12 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         Whether to fit an intercept for each class.
     solver : {"auto", "newton-cg", "lbfgs", "sgd", "adagrad", "rmsprop", "adam"}, default="auto"
         "auto" is preconditioned Newton-CG that starts with a little SGD and on a sample of the rows where there are
-        many, and accelerated proximal gradient where l1_ratio > 0; "newton-cg" takes all rows from the start; "lbfgs"
-        is scipy's. The others take minibatches: "sgd" is gradient descent with momentum, "adagrad", "rmsprop" and
-        "adam" divide by the size of the gradients so far. `partial_fit` takes "sgd" where the solver is one of the
-        first three.
+        many; dual coordinate ascent where X is sparse, and Newton-CG after it where that gets slow; and accelerated
+        proximal gradient where l1_ratio > 0. "newton-cg" takes all rows from the start; "lbfgs" is scipy's. The others
+        take minibatches: "sgd" is gradient descent with momentum, "adagrad", "rmsprop" and "adam" divide by the size
+        of the gradients so far. `partial_fit` takes "sgd" where the solver is one of the first three.
     max_iter : int, default=100
-        The most iterations: Newton or L-BFGS steps, proximal steps, epochs of SGD.
+        The most iterations: Newton or L-BFGS steps, proximal steps, epochs of SGD or of dual coordinate ascent.
     tol : float, default=1e-4
         The fit has converged when F - min F is at most tol * F, by a proven bound or by the estimate that
         `stopped_on_` tells of; otherwise it warns.
@@ -149,6 +149,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30.
     Ross, Mineiro and Langford (2013), Normalized online learning, UAI.
     Gower et al. (2019), SGD: general analysis and improved rates, ICML.
+    Shalev-Shwartz and Zhang (2013), Stochastic dual coordinate ascent methods for regularized loss, JMLR 14.
     Steihaug (1983), The conjugate gradient method and trust regions, SIAM J. Numer. Anal. 20.
     Eisenstat and Walker (1996), Choosing the forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17.
     Beck and Teboulle (2009), A fast iterative shrinkage-thresholding algorithm, SIAM J. Imaging Sci. 2.
@@ -471,7 +472,12 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             return _solvers.proximal(objective, W, **common)
         if self.solver == "lbfgs":
             return _solvers.lbfgs(objective, W, **common)
-        return newton(objective, W, random_state=random_state, sampled=self.solver == "auto", M=M, **common)
+        run = None
+        if self.solver == "auto" and _dual.suits(objective):
+            run = _dual.dual_ascent(objective, W, random_state=random_state, **common)
+            if run.stopped_on != "slow":
+                return run
+        return newton(objective, W, random_state=random_state, sampled=self.solver == "auto", M=M, run=run, **common)
 
     def _warn(self, run):
         loss, reached = run.records[-1]["loss"], []

@@ -14,18 +14,20 @@ SAMPLE_WORK = 5e7  # n K p from which a Hessian over a sample of the rows pays: 
 LONG_SOLVE = 8  # products of a solve after which blocks that cost some 15 to build are worth it
 
 
-def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, M=None):
+def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, M=None, run=None):
     """Newton's method for the smooth objective.
 
     A step minimises the quadratic model by conjugate gradients, stopped at the trust region's boundary (Steihaug
     1983) or where they are as exact as the model was (Eisenstat and Walker 1996). Where it overshoots, the minimum
     along it is found instead, see `search`. The sample grows when steps on it do not pay. The run ends on a proven
-    gap of tol * F, or on an estimate over all rows, see `confirm`. A preconditioner M of a run that ended at W can
-    be given. With `sampled`, large problems that begin at zero begin with a little SGD, where that goes down at all.
+    gap of tol * F, or on an estimate over all rows, see `confirm`. With `sampled`, large problems that begin at zero
+    begin with a little SGD, where that goes down at all. A preconditioner M of a run that ended at W can be given,
+    and a run to go on with.
     """
     if objective.l2:  # the optimum sums to zero over the classes, and preconditioners leave that sum as it is
         objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
-    run, noise = Run(W), np.finfo(objective.dtype).eps
+    run, noise = run or Run(W), np.finfo(objective.dtype).eps
+    run.stopped_on = "max_iter"
     order = random_state.permutation(objective.n_rows)
     quickly = sampled and Part.pays(objective) and not W.any()
     at = Point.first(objective, W, run, random_state) if quickly else Point.of(objective, W, run)
@@ -36,7 +38,7 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
     part, wary = Part.first(objective, order, sampled), Wariness(objective)
     norm = dual_norm(M, at.gradient)
     radius, accuracy, since_refresh = 1.5 * norm, 0.3, 0
-    for _ in range(max_iter):
+    for _ in range(max_iter - len(run.records)):
         monitor.begin()
         solve = trust_region_cg(part.objective, part.of(wary.of(at.P)), at.gradient, M, radius, accuracy)
         run.passes += solve.products * part.share

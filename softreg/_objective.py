@@ -162,6 +162,24 @@ class Objective:
             low, high = (t, high) if slope(t) < 0 else (low, t)
         return low or high
 
+    def value(self, W):
+        """F(W), but for l1: half the work of a gradient. For sparse X."""
+        rows = slice(None) if self.rows is None else self.rows
+        of_rows = (self.codes, self.targets, self.sample_weight)
+        losses = np.empty(self.n_rows, self.dtype)
+        args = (*(None if a is None else a[rows] for a in of_rows), self.label_smoothing, losses, None)
+        _core.cross_entropy(self.logits(W), *args, self.n_threads)
+        return losses.sum(dtype=np.float64) / self.total_weight + 0.5 * self.l2 * squared_norm(self.coef(W))
+
+    def dual_epoch(self, W, Q, order, constant):
+        """An epoch of dual coordinate ascent on W and Q, both in place, for sparse X; see `_dual.py`.
+
+        Return (1/S) sum_i s_i H(Q_i).
+        """
+        scale = 1 / (self.l2 * self.total_weight)
+        args = (self.rows, order, W.T, self.n_features, self.sample_weight, scale, constant, Q)
+        return _core.csr_dual_epoch(self.X.data, self.X.indices, self.X.indptr, *args) / self.total_weight
+
     def penalty_l1(self, W):
         """l1 ||W||_1, the part that has no gradient."""
         return self.l1 * float(np.abs(self.coef(W)).sum(dtype=np.float64)) if self.l1 else 0.0
@@ -169,26 +187,31 @@ class Objective:
     def optimality_gap(self, W, value, gradient):
         """A proven bound on F(W) - min F, from F(W) without l1 and its gradient; inf without any penalty.
 
-        By duality. With the entropies H, the gradient part G(Q) = (1/S) sum_i s_i (Q_i - Y_i) x_i^T, and any
-        distributions Q whose class totals equal those of Y (only then is an unpenalised intercept optimal),
-
-            min F >= D(Q) = (1/S) sum_i s_i H(Q_i) - 1/(2 l2) sum max(|G(Q)| - l1, 0)^2.
-
-        With Q = P and no intercept the difference is ||dF/dW||^2 / (2 l2) for l1 = 0. P meets the condition only
-        where the intercept's gradient g is zero, so Q = u ((1 - t) P + t r) + (1 - u) Y: a share t of the constant
-        distribution r = y - g (1 - t) / t, the smallest that keeps r >= 0, repairs the totals y; and u <= 1 scales
-        G down to what is best (l2 > 0) or allowed (l2 = 0). H is concave, so H(Q) >= u ((1 - t) H(P) + t H(r)).
+        By duality: F(W) less `dual_bound` at Q = P. With no intercept that is ||dF/dW||^2 / (2 l2) for l1 = 0.
         """
         if not self.l2 and not self.l1:
             return np.inf
         coef = np.asarray(self.coef(W), np.float64)
-        G = np.asarray(self.coef(gradient), np.float64) - self.l2 * coef
-        loss = value - 0.5 * self.l2 * squared_norm(coef)
-        entropy = loss - np.vdot(G, coef)
+        G = np.array(gradient, np.float64)
+        self.coef(G)[...] -= self.l2 * coef
+        entropy = value - 0.5 * self.l2 * squared_norm(coef) - np.vdot(G, W)
+        return max(value + self.penalty_l1(W) - self.dual_bound(entropy, G), 0.0)
+
+    def dual_bound(self, entropy, G):
+        """A proven lower bound on min F, from distributions Q by their mean entropy (1/S) sum_i s_i H(Q_i) and G(Q).
+
+        With the gradient part G(Q) = (1/S) sum_i s_i (Q_i - Y_i) [x_i 1]^T, of shape (K, p) and overwritten, and any
+        distributions Q whose class totals equal those of Y (only then is an unpenalised intercept optimal),
+
+            min F >= D(Q) = (1/S) sum_i s_i H(Q_i) - 1/(2 l2) sum max(|G(Q)| - l1, 0)^2,     intercepts left out.
+
+        Q meets the condition only where the intercept's column g of G is zero, so instead of Q itself
+        u ((1 - t) Q + t r) + (1 - u) Y: a share t of the constant distribution r = y - g (1 - t) / t, the smallest
+        that keeps r >= 0, repairs the totals y; and u <= 1 scales G down to what is best (l2 > 0) or allowed (l2 = 0).
+        H is concave, so that has at least the entropy u ((1 - t) H(Q) + t H(r)).
+        """
         if self.fit_intercept:
-            g = np.asarray(gradient[:, -1], np.float64)
-            g = g - g.mean()  # they sum to zero but for rounding
-            entropy -= g @ W[:, -1]
+            g = G[:, -1] - G[:, -1].mean()  # they sum to zero but for rounding
             M = self._class_moments()
             totals = M[:, -1]
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -197,39 +220,50 @@ class Objective:
                 r = np.maximum(totals - g * ((1 - t) / t), 0)
                 r /= r.sum()
                 entropy = (1 - t) * entropy - t * np.sum(r * np.log(np.where(r > 0, r, 1)))
-                G = (1 - t) * G + t * (r[:, None] * M[:, :-1].sum(axis=0) - M[:, :-1])
-        entropy = max(entropy, 0.0)
+                G *= 1 - t
+                G += t * (r[:, None] * M.sum(axis=0) - M)
+        G, entropy = self.coef(G), max(entropy, 0.0)
         if self.l2:
             charge = squared_norm(np.maximum(np.abs(G) - self.l1, 0)) / (2 * self.l2)
             u = min(1.0, entropy / (2 * charge)) if charge > 0 else 1.0
-            dual = u * entropy - u * u * charge
-        else:
-            largest = np.abs(G).max(initial=0.0)
-            dual = entropy * min(1.0, self.l1 / largest) if largest > 0 else entropy
-        return max(value + self.penalty_l1(W) - dual, 0.0)
+            return u * entropy - u * u * charge
+        largest = np.abs(G).max(initial=0.0)
+        return entropy * min(1.0, self.l1 / largest) if largest > 0 else entropy
 
     def _class_moments(self):
         """(1/S) sum_i s_i Y_i [x_i 1]^T, float64; computed once."""
         if self._moments is None:
-            rows = slice(None) if self.rows is None else self.rows
-            if self.targets is None:
-                Y = np.zeros((self.n_rows, self.n_classes), self.dtype)
-                Y[np.arange(self.n_rows), self.codes[rows]] = 1
-            else:
-                Y = self.targets[rows].copy()
-            Y *= 1 - self.label_smoothing
-            Y += self.label_smoothing / self.n_classes
-            Y *= (1 if self.sample_weight is None else self.sample_weight[rows, None]) / self.dtype.type(
-                self.total_weight
-            )
-            out = self.empty()
-            if self.sparse:
-                args = (self.rows, Y, self.n_features, out.T, self.n_threads)
-                _core.csr_gradient(self.X.data, self.X.indices, self.X.indptr, *args)
-            else:
-                _core.dense_gradient(self.X, self.rows, Y, out, self.n_threads)
-            self._moments = out.astype(np.float64)
+            self._moments = self.moments(self.distributions()).astype(np.float64)
         return self._moments
+
+    def distributions(self):
+        """Y, the target distributions of the rows, (n, K)."""
+        rows = slice(None) if self.rows is None else self.rows
+        if self.targets is None:
+            Y = np.zeros((self.n_rows, self.n_classes), self.dtype)
+            Y[np.arange(self.n_rows), self.codes[rows]] = 1
+        else:
+            Y = self.targets[rows].astype(self.dtype)
+        Y *= 1 - self.label_smoothing
+        Y += self.label_smoothing / self.n_classes
+        return Y
+
+    def shares(self):
+        """s / S of the rows, (n,)."""
+        if self.sample_weight is None:
+            return np.full(self.n_rows, self.dtype.type(1 / self.total_weight))
+        return self.sample_weight[slice(None) if self.rows is None else self.rows] / self.dtype.type(self.total_weight)
+
+    def moments(self, C):
+        """(1/S) sum_i s_i c_i [x_i 1]^T for C (n, K), which is overwritten; an array like W."""
+        C *= self.shares()[:, None]
+        out = self.empty()
+        if self.sparse:
+            args = (self.rows, C, self.n_features, out.T, self.n_threads)
+            _core.csr_gradient(self.X.data, self.X.indices, self.X.indptr, *args)
+        else:
+            _core.dense_gradient(self.X, self.rows, C, out, self.n_threads)
+        return out
 
     def coef(self, W):
         """The part of W that is penalised."""
@@ -241,7 +275,8 @@ class Objective:
 
 
 def squared_norm(A):
-    """sum(A^2), in float64 where it matters: over the rows' sums."""
+    """sum(A^2), in float64 where it matters: over the sums of what lies side by side."""
+    A = A.T if A.strides[0] < A.strides[1] else A
     return float(np.einsum("ij,ij->i", A, A).sum(dtype=np.float64))
 
 

@@ -127,6 +127,33 @@ def csr_hessian_product(
     _hessian_product(A, rows, P, sample_weight, scale, Vt.T, out.T, curved)
 
 
+def csr_dual_epoch(data, indices, indptr, rows, order, Wt, n_features, sample_weight, scale, constant, Q):
+    """Visit positions `order` among the rows: move q, a row of Q (m, K) INOUT, towards p = softmax(W [x 1]), by
+
+        q <- q + t (p - q),     t = min(1, (KL(q||p) + |p - q|_1^2 / 2) / (|p - q|_1^2 + c |p - q|_2^2)),
+
+    Wt (p, K) INOUT -= scale * s * change of q * [x constant], c = scale * s * (||x||^2 + constant).
+    Return sum_i s_i H(Q_i) over the positions, H the entropy, each as it was left.
+    """
+    A, total = _csr(data, indices, indptr, n_features), 0.0
+    for i in order:
+        row = i if rows is None else rows[i]
+        x = _design(A, [row], Wt.shape[0])[0]
+        s = 1.0 if sample_weight is None else sample_weight[row]
+        q, logp = Q[i], np.empty((1, Wt.shape[1]), Wt.dtype)
+        log_softmax((x @ Wt)[None], logp)
+        move = np.exp(logp[0]) - q
+        kl = np.sum(q * (np.log(np.where(q > 0, q, 1)) - logp[0]))
+        x[n_features:] = constant
+        far, c = np.abs(move).sum() ** 2, scale * s * (x[:n_features] @ x[:n_features] + x[n_features:].sum())
+        t = (max(kl, far / 2) + far / 2) / (far + c * (move @ move)) if far > 0 else 1.0
+        move *= min(1.0, t)
+        Q[i] = np.maximum(q + move, 0)
+        Wt -= scale * s * np.outer(x, move)
+        total += s * -np.sum(Q[i] * np.log(np.where(Q[i] > 0, Q[i], 1)))
+    return total
+
+
 def input_gradient(G, W, out, n_threads=1):
     """out (n, d) OUT = G W, without the intercept column of W (K, p)."""
     np.matmul(G, W[:, : out.shape[1]], out=out)

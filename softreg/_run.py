@@ -12,6 +12,7 @@ class Run:
 
     W: np.ndarray
     stopped_on: str = "max_iter"
+    bound: float = -np.inf  # the best proven lower bound on min F so far
     gap: float = np.inf  # proven bound on F - min F
     estimate: float = np.nan  # the same by the Newton decrement, not proven
     passes: float = 0.0  # over the data, for a gradient or a Hessian product
@@ -31,9 +32,13 @@ class Run:
 
     def certify(self, objective, value, gradient, tol):
         """Compute the proven gap, and note it in the last record; whether it is within tol."""
-        loss = value + objective.penalty_l1(self.W)
-        self.gap = objective.optimality_gap(self.W, value, gradient)
-        self.records[-1].update(loss=loss, gap=self.gap, passes=self.passes)
+        self.records[-1].update(loss=value + objective.penalty_l1(self.W), passes=self.passes)
+        return self.bounded(self.records[-1]["loss"] - objective.optimality_gap(self.W, value, gradient), tol)
+
+    def bounded(self, bound, tol):
+        """Note the gap to the best proven lower bound on min F, this one or an earlier; whether it is within tol."""
+        self.bound, loss = max(self.bound, bound), self.records[-1]["loss"]
+        self.gap = self.records[-1]["gap"] = max(loss - self.bound, 0.0)
         if self.gap <= tol * abs(loss):
             self.stopped_on = "gap"
         return self.converged

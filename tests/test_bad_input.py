@@ -593,4 +593,5 @@ def test_far_out_is_an_error_or_an_answer(solver, size, dtype, form):
     assert np.isfinite(model.intercept_).all()
     assert np.isfinite(model.predict_log_proba(form(X))).all()
     mean = -model.predict_log_proba(form(X))[np.arange(30), LABELS].mean(dtype=float)
-    assert mean <= np.log(3) * (1 + 1e-6)
+    # no model at all may be the optimum: then within tol of it, or the rounding of a mean of logarithms
+    assert mean <= np.log(3) * (1 + (model.tol if model.stopped_on_ == "gap" else 1e-6))

@@ -247,8 +247,32 @@ def test_softmax_in_place(K, dtype):
 
 def test_every_kernel_is_tested():
     twins = {n for n, f in vars(_reference).items() if inspect.isfunction(f) and not n.startswith("_")}
-    assert twins == set(OUTPUTS)
+    assert twins == {*OUTPUTS, "csr_dual_epoch"}
     assert all(hasattr(_core, name) for name in twins)
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("K", CLASSES)
+@both_dtypes
+def test_csr_dual_epoch(K, index, intercept, dtype):
+    rows = np.random.default_rng(0).permutation(30)[:20]
+    given = problem(30, 12, K, dtype, rows=rows, intercept=intercept, index=index)
+    csr = [given[name] for name in ("data", "indices", "indptr")]
+    order = np.random.default_rng(1).permutation(20)[:15]
+    Wt, Q = [0.1 * given["Wt"] for _ in range(2)], [given["P"].copy() for _ in range(2)]
+    args, entropy = (12, given["sample_weight"], 0.2, 0.5), []
+    for module, W, q in zip((_core, _reference), Wt, Q, strict=True):
+        entropy.append(module.csr_dual_epoch(*csr, rows, order, W, *args, q))
+    # fifteen steps, each the sum of a dozen products and its softmax; errors of a step are carried on
+    tolerance = 500 * float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(*Wt, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(*Q, rtol=0, atol=tolerance)
+    assert entropy[0] == pytest.approx(float(entropy[1]), rel=tolerance, abs=tolerance)
+    unvisited = np.setdiff1d(np.arange(20), order)
+    assert np.array_equal(Q[0][unvisited], given["P"][unvisited])
+    if K > 1:
+        assert not np.array_equal(Q[0][order], given["P"][order])
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -1,0 +1,168 @@
+"""Dual coordinate ascent: weights that belong to distributions, bounds that hold, and when Newton's method goes on."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy import sparse
+from scipy.special import entr
+from sklearn.exceptions import ConvergenceWarning
+
+from softreg import SoftmaxRegression
+from softreg._dual import Dual, dual_ascent
+from softreg._newton import newton
+from softreg._objective import Objective
+
+KINDS = {
+    "plain": {},
+    "float32": {"dtype": np.float32},
+    "weighted": {"weighted": True},
+    "part": {"weighted": True, "part": True},
+    "no intercept": {"fit_intercept": False},
+    "smoothed": {"label_smoothing": 0.1},
+    "soft": {"soft": True, "part": True},
+    "binary": {"K": 2},
+    "many classes": {"K": 12},
+}
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def problem(n=300, d=400, K=4, dtype=np.float64, l2=3e-3, weighted=False, soft=False, part=False, **options):
+    """Sparse rows of length 1, most features rare, as in text; classes of very different size."""
+    rng = np.random.default_rng(0)
+    X = sparse.random_array((n, d), density=0.05, format="csr", rng=rng)
+    X.data *= (1 / np.arange(1, d + 1))[X.indices]
+    X = sparse.csr_array(X / np.maximum(sparse.linalg.norm(X, axis=1), 1e-3)[:, None]).astype(dtype)
+    codes = (X @ rng.normal(size=(d, K)) * 3 - np.arange(K) + rng.gumbel(size=(n, K))).argmax(axis=1)
+    codes[:K] = np.arange(K)
+    targets = rng.dirichlet(np.ones(K), size=n).astype(dtype) if soft else None
+    s = rng.integers(4, size=n).astype(dtype) if weighted else None
+    objective = Objective(X, None if soft else codes, targets, s, K, l2=l2, **options)
+    return objective.sample(np.arange(0, n, 2)) if part else objective
+
+
+def silent():
+    """A monitor that watches nothing."""
+    monitor = lambda W, record: False  # noqa: E731
+    monitor.begin = lambda: None
+    return monitor
+
+
+def ascent(objective, W=None, max_iter=100, tol=1e-6):
+    W = objective.zeros() if W is None else W
+    random_state = np.random.RandomState(0)
+    return dual_ascent(objective, W, max_iter=max_iter, tol=tol, random_state=random_state, monitor=silent())
+
+
+def optimum(objective):
+    args = {"max_iter": 100, "tol": 1e-12, "random_state": np.random.RandomState(0), "monitor": silent()}
+    return newton(objective, objective.zeros(), **args).W
+
+
+def residual(dual):
+    """G(Q), in float64."""
+    objective = dual.objective
+    return objective.moments(dual.Q - objective.distributions()).astype(np.float64)
+
+
+@kinds
+def test_weights_belong_to_the_distributions(kind):
+    objective = problem(**kind)
+    dual = Dual(objective, objective.zeros())
+    for _ in range(5):
+        dual.epoch(np.random.default_rng(0).permutation(objective.n_rows))
+        G = residual(dual)
+        # sums of 5 x 300 updates, each rounded
+        tolerance = 2000 * float(np.finfo(objective.dtype).eps)
+        expected = -objective.coef(G) / objective.l2
+        np.testing.assert_allclose(objective.coef(dual.W), expected, rtol=0, atol=tolerance * np.abs(expected).max())
+        assert dual.entropy == pytest.approx(objective.shares() @ entr(dual.Q).sum(axis=1), rel=tolerance)
+        assert np.all(dual.Q >= 0)
+        np.testing.assert_allclose(dual.Q.sum(axis=1), 1, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_row_makes_the_dual_worse(dtype):
+    objective = problem(fit_intercept=False, dtype=dtype)
+    dual, before = Dual(objective, objective.zeros()), 0.0
+    for row in np.tile(np.arange(objective.n_rows), 2):
+        objective.dual_epoch(dual.W, dual.Q, np.array([row]), 0.0)
+        dual.entropy = float(objective.shares() @ entr(dual.Q.astype(float)).sum(axis=1))
+        # what is compared is a sum of some hundred numbers, rounded
+        assert dual.value() >= before - 300 * np.finfo(dtype).eps * dual.entropy
+        before = dual.value()
+
+
+@kinds
+def test_balanced_bound_holds_and_is_tight(kind):
+    objective = problem(**kind)
+    W = optimum(objective)
+    lowest = objective.value(W)
+    dual = Dual(objective, objective.zeros())
+    eps = np.finfo(objective.dtype).eps
+    for _ in range(8):
+        dual.epoch(np.random.default_rng(0).permutation(objective.n_rows))
+        dual.balance()
+        totals = residual(dual)[:, objective.n_features :]
+        # a mean of numbers up to 1
+        assert np.abs(totals).max(initial=0.0) <= 10 * eps
+        bound = dual.bound()
+        assert bound <= lowest + 100 * eps * lowest  # both are rounded
+    assert bound >= (1 - 0.1) * lowest  # eight epochs get that far, by a wide margin
+
+
+@kinds
+def test_reaches_the_optimum(kind):
+    objective = problem(**kind)
+    run = ascent(objective, tol=1e-4)
+    value, lowest = objective.value(run.W), objective.value(optimum(objective))
+    assert run.stopped_on == "gap"
+    assert value - lowest <= run.gap + 100 * np.finfo(objective.dtype).eps * value  # values are rounded
+    assert run.gap <= 1e-4 * value
+    assert run.records[-1]["loss"] == value
+
+
+def test_an_optimal_start_stays():
+    objective = problem()
+    W = optimum(objective)
+    run = ascent(objective, W.copy(order="K"), tol=1e-6)
+    assert len(run.records) == 1
+    cold = ascent(objective, tol=1e-6)
+    assert len(cold.records) > 3
+
+
+def test_slow_where_the_penalty_is_tiny():
+    run = ascent(problem(l2=1e-9), tol=1e-8)
+    assert run.stopped_on == "slow"
+    assert len(run.records) < 100
+
+
+def test_the_last_epoch_is_proven():
+    objective = problem()
+    run = ascent(objective, max_iter=2, tol=1e-9)
+    assert run.stopped_on == "max_iter"
+    assert objective.value(run.W) - objective.value(optimum(objective)) <= run.gap < np.inf
+
+
+@pytest.mark.parametrize("alpha", [1e2, 1e-2, 1e-4, 1e-6, 1e-10])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_estimator_tells_the_truth(alpha, dtype):
+    objective = problem(l2=alpha, dtype=dtype)
+    exact = problem(l2=alpha)
+    lowest = exact.value(optimum(exact))
+    model = SoftmaxRegression(alpha=alpha, tol=1e-3, random_state=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(objective.X, objective.codes)
+    W = exact.zeros()
+    exact.coef(W)[...], W[:, -1] = model.coef_, model.intercept_
+    assert caught or exact.value(W) - lowest <= 1e-3 * exact.value(W)
+    assert not (caught and dtype == np.float64)
+
+
+def test_no_thread_changes_a_bit():
+    objective = problem()
+    one, two = (
+        SoftmaxRegression(random_state=0, n_jobs=jobs, tol=1e-8).fit(objective.X, objective.codes) for jobs in (1, 2)
+    )
+    np.testing.assert_array_equal(one.coef_, two.coef_)
