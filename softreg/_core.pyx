@@ -497,11 +497,12 @@ cdef struct Job:    # what Python asked for; void is float or double
     double floor                # smaller probabilities are zero: products of theirs would be subnormal, and slow
     # the products with X (m, d), if there are any
     const void* X
-    const void* W               # packed; NULL: `logits` are given
+    const void* W               # (K, dp), packed but for BLAS; NULL: `logits` are given
+    const void* bias            # (Kp,)
     Py_ssize_t d, p
     Py_ssize_t stride, lda      # between rows of X, and of what BLAS is given
     Py_ssize_t Kp               # classes in whole tiles
-    Py_ssize_t lanes, dp        # dp: features of a packed row of W, in whole vectors
+    Py_ssize_t lanes, dp        # dp: between rows of W; packed ones are whole vectors
     Py_ssize_t columns          # features in whole tiles: the row length of a part's gradient
     Py_ssize_t block, blocks    # rows that are taken at a time, and how often
     Py_ssize_t parts, size      # size: of a part's scratch
@@ -528,9 +529,10 @@ cdef Job _dense_job(Step step, const floating[:, :] X, const Py_ssize_t[::1] row
     job.padded = d < 2 * lanes
     job.lda = d if job.gathered else job.stride
     job.lanes = lanes
-    job.block = 4 * BLOCK if job.blas else BLOCK
+    if job.blas:    # thick operands; but a minibatch has to be several parts, for several threads
+        job.block = 4 * BLOCK if job.m >= 8 * BLOCK else 2 * BLOCK
     job.Kp = _whole(K, TILE_CLASSES)
-    job.dp = d if job.transposed or job.blas else _whole(d, lanes)
+    job.dp = p if job.blas else d if job.transposed else _whole(d, lanes)
     job.columns = _whole(d, 2 * lanes)
     return job
 
@@ -742,17 +744,23 @@ cdef double _block(
 
 # --- dense rows: the products before and after ----------------------------------------------------------------------
 
-cdef void _pack(const Job* job, const floating[:, ::1] W, floating* packed) noexcept:
-    """W in whole tiles, (Kp, dp) then the bias (Kp,): zeros fill up, and stand where a moved-back vector overlaps."""
+cdef void _pack(Job* job, const floating[:, ::1] W, floating* packed) noexcept:
+    """The bias (Kp,), then W in whole tiles (Kp, dp): zeros fill up, and stand where a moved-back vector overlaps."""
     cdef Py_ssize_t k, d = job.d, whole = d if job.dp == d else d // job.lanes * job.lanes
-    memset(packed, 0, job.Kp * (job.dp + 1) * sizeof(floating))
-    for k in range(job.K):
-        if d > 0:
-            memcpy(packed + k * job.dp, &W[k, 0], whole * sizeof(floating))
+    job.bias = packed
+    memset(packed, 0, job.Kp * sizeof(floating))
+    for k in range(job.K if job.p > d else 0):
+        packed[k] = W[k, d]
+    if job.blas:
+        job.W = _corner[floating](W)
+        return
+    packed += job.Kp
+    job.W = packed
+    memset(packed, 0, job.Kp * job.dp * sizeof(floating))
+    for k in range(job.K if d > 0 else 0):
+        memcpy(packed + k * job.dp, &W[k, 0], whole * sizeof(floating))
         if whole < d:
             memcpy(packed + (k + 1) * job.dp - (d - whole), &W[k, whole], (d - whole) * sizeof(floating))
-        if job.p > d:
-            packed[job.Kp * job.dp + k] = W[k, d]
 
 
 cdef void _point(
@@ -778,7 +786,7 @@ cdef void _forward(
     """T = W x^T + b for `count` rows."""
     cdef (const floating*)[GATHER_BELOW] columns
     cdef const floating* W = <const floating*>job.W
-    cdef const floating* bias = W + job.Kp * job.dp
+    cdef const floating* bias = <const floating*>job.bias
     cdef Py_ssize_t i, k
     for k in range(job.Kp):
         for i in range(job.block):
@@ -905,7 +913,7 @@ cdef double _part(const Job* job, Py_ssize_t part, floating* scratch, double* su
 
 cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, int n_threads) except? -1:
     """Do a job, return its loss; W, to multiply X by, and gradient (K, p) OUT = T [X 1] may be None."""
-    cdef Py_ssize_t part, n_sums, n
+    cdef Py_ssize_t part, n_sums, n, n_packed
     cdef void* memory
     cdef double* sums
     cdef floating* scratch
@@ -921,13 +929,13 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
         job.size += job.block * max(job.d, job.columns if job.padded else 0)
     n_sums = _whole(job.parts * job.Kp, 8) if job.backward else 0
     n = job.parts * job.size
-    memory = malloc(64 + n_sums * sizeof(double) + (n + job.Kp * (job.dp + 1)) * sizeof(floating))
+    n_packed = job.Kp * (1 if job.blas else job.dp + 1)
+    memory = malloc(64 + n_sums * sizeof(double) + (n + n_packed) * sizeof(floating))
     if memory == NULL:
         raise MemoryError(f"{n * sizeof(floating)} bytes of scratch memory")
     sums = <double*>((<size_t>memory + 63) // 64 * 64)      # where cache lines begin, and whole lines from there
     scratch = <floating*>(sums + n_sums)
     if W is not None:
-        job.W = scratch + n
         _pack(job, W, scratch + n)
     for part in prange(job.parts, nogil=True, num_threads=n_threads, schedule="static"):
         losses[part] = _part(job, part, scratch, sums)
