@@ -112,7 +112,7 @@ class Bound:
 
     def loss_gradient(self, rows=None, P=True, threads=1):
         m = self.n if rows is None else len(rows)
-        P, labels = self.P[:m] if P else None, (self.y, None, None, 0.0, 1 / m)
+        P, labels = self.P[:m] if P else None, (self.y, None, None, 0.0, 1 / m, 0.0)
         if self.csr:
             G = self.G[:m]
             _core.csr_loss_gradient(*self.matrix, rows, self.W, self.d, *labels, P, G, self.grad, threads)
@@ -120,7 +120,7 @@ class Bound:
             _core.dense_loss_gradient(self.X, rows, self.W, *labels, P, self.grad, threads)
 
     def hessian_product(self, threads=1):
-        head = (*self.matrix, None, self.P, None, 1 / self.n, self.W)
+        head = (*self.matrix, None, self.P, None, 1 / self.n, 0.0, self.W)
         if self.csr:
             _core.csr_hessian_product(*head, self.d, self.G, self.grad, threads)
         else:
@@ -134,12 +134,11 @@ class Bound:
 
     def epoch(self, threads=1, rate=1e-3):
         """Shuffled batches read in place, heavy-ball steps: `numpy_minibatch` with a kernel in its middle."""
-        order = np.random.default_rng(0).permutation(self.n)
+        order, rates = np.random.default_rng(0).permutation(self.n), np.full(self.d + 1, rate, self.W.dtype)
+        arrays = [a.T if self.csr else a for a in (self.W, self.velocity, self.grad)]
         for start in range(0, self.n, BATCH):
             self.loss_gradient(order[start : start + BATCH], P=False, threads=threads)
-            self.velocity *= MOMENTUM
-            self.velocity += self.grad
-            self.W -= rate * self.velocity
+            _core.momentum_step(*arrays, rates, MOMENTUM, False)
 
 
 def softreg_epoch(X, y):

@@ -27,12 +27,12 @@ def dense_logits(X: Matrix, rows: Codes | None, W: Matrix, out: Floats, n_thread
 def dense_gradient(X: Matrix, rows: Codes | None, G: Matrix, out: Floats, n_threads: int = 1) -> None: ...
 def dense_loss_gradient(
     X: Matrix, rows: Codes | None, W: Matrix, codes: Codes | None, targets: Matrix | None,
-    sample_weight: Vector | None, label_smoothing: float, scale: float, P: Matrix | None, grad: Matrix,
-    n_threads: int = 1,
+    sample_weight: Vector | None, label_smoothing: float, scale: float, l2: float, P: Matrix | None,
+    grad: Matrix, n_threads: int = 1,
 ) -> float: ...
 def dense_hessian_product(
-    X: Matrix, rows: Codes | None, P: Matrix, sample_weight: Vector | None, scale: float, V: Matrix, out: Floats,
-    n_threads: int = 1,
+    X: Matrix, rows: Codes | None, P: Matrix, sample_weight: Vector | None, scale: float, l2: float, V: Matrix,
+    out: Floats, n_threads: int = 1,
 ) -> None: ...
 def input_gradient(G: Matrix, W: Matrix, out: Floats, n_threads: int = 1) -> None: ...
 def csr_logits(
@@ -46,11 +46,14 @@ def csr_gradient(
 def csr_loss_gradient(
     data: Vector, indices: Index, indptr: Index, rows: Codes | None, Wt: Matrix, n_features: int,
     codes: Codes | None, targets: Matrix | None, sample_weight: Vector | None, label_smoothing: float, scale: float,
-    P: Matrix | None, residual: Matrix, grad: Matrix, n_threads: int = 1,
+    l2: float, P: Matrix | None, residual: Matrix, grad: Matrix, n_threads: int = 1,
 ) -> float: ...
 def csr_hessian_product(
     data: Vector, indices: Index, indptr: Index, rows: Codes | None, P: Matrix, sample_weight: Vector | None,
-    scale: float, Vt: Matrix, n_features: int, curved: Matrix, out: Floats, n_threads: int = 1,
+    scale: float, l2: float, Vt: Matrix, n_features: int, curved: Matrix, out: Floats, n_threads: int = 1,
+) -> None: ...
+def momentum_step(
+    W: Matrix, velocity: Matrix, gradient: Matrix, rate: Vector, momentum: float, nesterov: bool
 ) -> None: ...
 def csr_dual_epoch(
     data: Vector, indices: Index, indptr: Index, rows: Codes | None, order: Codes, Wt: Matrix, n_features: int,

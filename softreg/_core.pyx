@@ -493,15 +493,16 @@ cdef struct Job:    # what Python asked for; void is float or double
     const Py_ssize_t* codes
     const void* targets
     const void* sample_weight
-    double label_smoothing, scale
+    double label_smoothing, scale, l2
     double floor                # smaller probabilities are zero: products of theirs would be subnormal, and slow
     # the products with X (m, d), if there are any
     const void* X
-    const void* W               # packed; NULL: `logits` are given
+    const void* W               # (K, dp), packed but for BLAS; NULL: `logits` are given
+    const void* bias            # (Kp,)
     Py_ssize_t d, p
     Py_ssize_t stride, lda      # between rows of X, and of what BLAS is given
     Py_ssize_t Kp               # classes in whole tiles
-    Py_ssize_t lanes, dp        # dp: features of a packed row of W, in whole vectors
+    Py_ssize_t lanes, dp        # dp: between rows of W; packed ones are whole vectors
     Py_ssize_t columns          # features in whole tiles: the row length of a part's gradient
     Py_ssize_t block, blocks    # rows that are taken at a time, and how often
     Py_ssize_t parts, size      # size: of a part's scratch
@@ -528,9 +529,10 @@ cdef Job _dense_job(Step step, const floating[:, :] X, const Py_ssize_t[::1] row
     job.padded = d < 2 * lanes
     job.lda = d if job.gathered else job.stride
     job.lanes = lanes
-    job.block = 4 * BLOCK if job.blas else BLOCK
+    if job.blas:    # thick operands; but a minibatch has to be several parts, for several threads
+        job.block = 4 * BLOCK if job.m >= 8 * BLOCK else 2 * BLOCK
     job.Kp = _whole(K, TILE_CLASSES)
-    job.dp = d if job.transposed or job.blas else _whole(d, lanes)
+    job.dp = p if job.blas else d if job.transposed else _whole(d, lanes)
     job.columns = _whole(d, 2 * lanes)
     return job
 
@@ -742,17 +744,23 @@ cdef double _block(
 
 # --- dense rows: the products before and after ----------------------------------------------------------------------
 
-cdef void _pack(const Job* job, const floating[:, ::1] W, floating* packed) noexcept:
-    """W in whole tiles, (Kp, dp) then the bias (Kp,): zeros fill up, and stand where a moved-back vector overlaps."""
+cdef void _pack(Job* job, const floating[:, ::1] W, floating* packed) noexcept:
+    """The bias (Kp,), then W in whole tiles (Kp, dp): zeros fill up, and stand where a moved-back vector overlaps."""
     cdef Py_ssize_t k, d = job.d, whole = d if job.dp == d else d // job.lanes * job.lanes
-    memset(packed, 0, job.Kp * (job.dp + 1) * sizeof(floating))
-    for k in range(job.K):
-        if d > 0:
-            memcpy(packed + k * job.dp, &W[k, 0], whole * sizeof(floating))
+    job.bias = packed
+    memset(packed, 0, job.Kp * sizeof(floating))
+    for k in range(job.K if job.p > d else 0):
+        packed[k] = W[k, d]
+    if job.blas:
+        job.W = _corner[floating](W)
+        return
+    packed += job.Kp
+    job.W = packed
+    memset(packed, 0, job.Kp * job.dp * sizeof(floating))
+    for k in range(job.K if d > 0 else 0):
+        memcpy(packed + k * job.dp, &W[k, 0], whole * sizeof(floating))
         if whole < d:
             memcpy(packed + (k + 1) * job.dp - (d - whole), &W[k, whole], (d - whole) * sizeof(floating))
-        if job.p > d:
-            packed[job.Kp * job.dp + k] = W[k, d]
 
 
 cdef void _point(
@@ -778,7 +786,7 @@ cdef void _forward(
     """T = W x^T + b for `count` rows."""
     cdef (const floating*)[GATHER_BELOW] columns
     cdef const floating* W = <const floating*>job.W
-    cdef const floating* bias = W + job.Kp * job.dp
+    cdef const floating* bias = <const floating*>job.bias
     cdef Py_ssize_t i, k
     for k in range(job.Kp):
         for i in range(job.block):
@@ -829,8 +837,31 @@ cdef sr_void _add(floating* total, const floating* other, Py_ssize_t n) noexcept
         total[i] = total[i] + other[i]
 
 
-cdef void _collect(const Job* job, floating* scratch, double* bias, floating[:, ::1] out) noexcept nogil:
-    """out (K, p) OUT = the parts' gradients, summed in order."""
+cdef sr_void _add_penalty(
+    const floating* W, Py_ssize_t n, double l2, floating* gradient, double* squares
+) noexcept nogil:
+    """gradient (n,) += l2 W; squares (1,) += ||W||^2."""
+    cdef Py_ssize_t i, q, whole = n // 16 * 16
+    cdef floating factor = <floating>l2
+    cdef double[16] lane
+    for q in range(16):
+        lane[q] = 0
+    for i in range(n):
+        gradient[i] = gradient[i] + factor * W[i]
+    for i in range(0, whole, 16):
+        for q in range(16):
+            lane[q] = lane[q] + <double>W[i + q] * <double>W[i + q]
+    for i in range(whole, n):
+        lane[0] = lane[0] + <double>W[i] * <double>W[i]
+    _fold(lane, False)
+    squares[0] += lane[0]
+
+
+cdef double _collect(
+    const Job* job, floating* scratch, double* bias, const floating[:, ::1] W, floating[:, ::1] out
+) noexcept nogil:
+    """out (K, p) OUT = the parts' gradients, summed in order, and l2 W; return ||W||^2 if there is l2."""
+    cdef double squares = 0
     cdef Py_ssize_t k, part, n = job.Kp * job.columns, d = job.d
     cdef Py_ssize_t last = job.columns - 2 * job.lanes  # where the last tile begins, and which features it holds
     if job.blas or job.padded or job.columns == d:
@@ -843,8 +874,11 @@ cdef void _collect(const Job* job, floating* scratch, double* bias, floating[:, 
         memcpy(&out[k, 0], scratch + k * job.columns, last * sizeof(floating))
         if last < d:
             memcpy(&out[k, last], scratch + (k + 1) * job.columns - (d - last), (d - last) * sizeof(floating))
+        if job.l2 != 0 and d > 0:
+            _add_penalty(&W[k, 0], d, job.l2, &out[k, 0], &squares)
         if job.p > d:
             out[k, d] = <floating>bias[k]
+    return squares
 
 
 # --- the one driver -------------------------------------------------------------------------------------------------
@@ -879,36 +913,34 @@ cdef double _part(const Job* job, Py_ssize_t part, floating* scratch, double* su
 
 cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, int n_threads) except? -1:
     """Do a job, return its loss; W, to multiply X by, and gradient (K, p) OUT = T [X 1] may be None."""
-    cdef Py_ssize_t part, n_sums, n
+    cdef Py_ssize_t part, n_sums, n, n_packed
     cdef void* memory
     cdef double* sums
     cdef floating* scratch
     cdef double[MAX_PARTS] losses
     cdef double loss = 0
-    if job.m == 0 or job.K == 0:
-        if gradient is not None:
-            gradient[:, :] = 0
+    if job.K == 0:
         return 0
     job.backward = gradient is not None
     job.blocks = (job.m + job.block - 1) // job.block
-    job.parts = min(<Py_ssize_t>MAX_PARTS, job.blocks)
+    job.parts = max(1, min(<Py_ssize_t>MAX_PARTS, job.blocks))
     job.size = job.Kp * (job.columns + job.block) + job.K * job.block + 5 * BLOCK
     if job.gathered or job.transposed:
         job.size += job.block * max(job.d, job.columns if job.padded else 0)
     n_sums = _whole(job.parts * job.Kp, 8) if job.backward else 0
     n = job.parts * job.size
-    memory = malloc(64 + n_sums * sizeof(double) + (n + job.Kp * (job.dp + 1)) * sizeof(floating))
+    n_packed = job.Kp * (1 if job.blas else job.dp + 1)
+    memory = malloc(64 + n_sums * sizeof(double) + (n + n_packed) * sizeof(floating))
     if memory == NULL:
         raise MemoryError(f"{n * sizeof(floating)} bytes of scratch memory")
     sums = <double*>((<size_t>memory + 63) // 64 * 64)      # where cache lines begin, and whole lines from there
     scratch = <floating*>(sums + n_sums)
     if W is not None:
-        job.W = scratch + n
         _pack(job, W, scratch + n)
     for part in prange(job.parts, nogil=True, num_threads=n_threads, schedule="static"):
         losses[part] = _part(job, part, scratch, sums)
     if job.backward:
-        _collect(job, scratch, sums, gradient)
+        loss = 0.5 * job.l2 * _collect(job, scratch, sums, W, gradient)
     for part in range(job.parts):
         loss += losses[part]
     free(memory)
@@ -984,23 +1016,25 @@ def dense_gradient(
 
 def dense_loss_gradient(
     const floating[:, :] X, const Py_ssize_t[::1] rows, const floating[:, ::1] W, const Py_ssize_t[::1] codes,
-    const floating[:, ::1] targets, const floating[::1] sample_weight, double label_smoothing, double scale,
+    const floating[:, ::1] targets, const floating[::1] sample_weight, double label_smoothing, double scale, double l2,
     floating[:, ::1] P, floating[:, ::1] grad, int n_threads=1,
 ):
-    """Return scale * sum_i s_i CE_i over the rows; grad (K, p) OUT its derivative; P (m, K) OUT or None."""
+    """Return scale * sum_i s_i CE_i + l2/2 ||W||^2; grad (K, p) OUT its derivative; P (m, K) OUT or None."""
     cdef Job job = _dense_job(LOSS, X, rows, W.shape[1], W.shape[0])
     _aim(&job, codes, targets, sample_weight, label_smoothing, scale, True)
-    job.P = _corner[floating](P)
+    job.P, job.l2 = _corner[floating](P), l2
     return _run[floating](&job, W, grad, n_threads)
 
 
 def dense_hessian_product(
     const floating[:, :] X, const Py_ssize_t[::1] rows, const floating[:, ::1] P,
-    const floating[::1] sample_weight, double scale, const floating[:, ::1] V, floating[:, ::1] out, int n_threads=1,
+    const floating[::1] sample_weight, double scale, double l2, const floating[:, ::1] V, floating[:, ::1] out,
+    int n_threads=1,
 ):
-    """out (K, p) OUT = the Gauss-Newton (here: exact) Hessian of the loss at probabilities P, times V."""
+    """out (K, p) OUT = the Gauss-Newton (here: exact) Hessian of `dense_loss_gradient` at probabilities P, times V."""
     cdef Job job = _dense_job(CURVE, X, rows, V.shape[1], V.shape[0])
-    job.P, job.sample_weight, job.scale = _corner[floating](P), _first[floating](sample_weight), scale
+    job.P, job.sample_weight = _corner[floating](P), _first[floating](sample_weight)
+    job.scale, job.l2 = scale, l2
     _run[floating](&job, V, out, n_threads)
 
 
@@ -1164,11 +1198,43 @@ cpdef csr_logits(
         _csr_forward(v, j, ptr, r, block * BLOCK, min(m, block * BLOCK + BLOCK), w, bias, K, Z)
 
 
-cpdef csr_gradient(
+cdef double _begin_part(
+    const floating* Wt, Py_ssize_t start, Py_ssize_t stop, double l2, floating* out
+) noexcept nogil:
+    """out[start:stop] OUT = l2 W^T, in pieces that stay in the nearest cache; return ||W||^2 if there is l2."""
+    cdef Py_ssize_t count
+    cdef double squares = 0
+    while start < stop:
+        count = min(<Py_ssize_t>2048, stop - start) if l2 != 0 else stop - start
+        memset(out + start, 0, count * sizeof(floating))
+        if l2 != 0:
+            _add_penalty(Wt + start, count, l2, out + start, &squares)
+        start += count
+    return squares
+
+
+cdef double _begin(
+    const floating[:, ::1] Wt, Py_ssize_t n_features, double l2, floating[:, ::1] out, int n_threads
+) noexcept:
+    """out (p, K) OUT = l2 W^T, and zero for the intercepts; return l2/2 ||W||^2."""
+    cdef Py_ssize_t n = n_features * out.shape[1], part, parts = MAX_PARTS
+    cdef const floating* w = _corner[floating](Wt)
+    cdef floating* o = _corner[floating](out)
+    cdef double[MAX_PARTS] squares
+    cdef double total = 0
+    memset(o + n, 0, (out.shape[0] * out.shape[1] - n) * sizeof(floating))
+    for part in prange(parts, nogil=True, num_threads=n_threads, schedule="static"):
+        squares[part] = _begin_part(w, part * n // parts, (part + 1) * n // parts, l2, o)
+    for part in range(parts):
+        total += squares[part]
+    return 0.5 * l2 * total
+
+
+cdef void _csr_accumulate(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
-    const floating[:, ::1] G, Py_ssize_t n_features, floating[:, ::1] out, int n_threads=1,
-):
-    """out (p, K) OUT = [X[rows] 1]^T G."""
+    const floating[:, ::1] G, Py_ssize_t n_features, floating[:, ::1] out, int n_threads,
+) noexcept:
+    """out (p, K) += [X[rows] 1]^T G."""
     cdef Py_ssize_t K = out.shape[1], m = G.shape[0], k, i, share, shares = max(1, n_threads)
     cdef const floating* v = _first[floating](data)
     cdef const index_t* j = _first[index_t](indices)
@@ -1176,7 +1242,6 @@ cpdef csr_gradient(
     cdef const Py_ssize_t* r = _first[Py_ssize_t](rows)
     cdef const floating* g = _corner[floating](G)
     cdef floating* o = _corner[floating](out)
-    memset(o, 0, out.shape[0] * K * sizeof(floating))
     for share in prange(shares, nogil=True, num_threads=n_threads, schedule="static"):
         _csr_backward(
             v, j, ptr, r, m, g, K, share * n_features // shares, (share + 1) * n_features // shares, n_features, o
@@ -1188,10 +1253,19 @@ cpdef csr_gradient(
                 o[k] += g[i * K + k]
 
 
+def csr_gradient(
+    const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
+    const floating[:, ::1] G, Py_ssize_t n_features, floating[:, ::1] out, int n_threads=1,
+):
+    """out (p, K) OUT = [X[rows] 1]^T G."""
+    _begin[floating](None, n_features, 0, out, n_threads)
+    _csr_accumulate[floating, index_t](data, indices, indptr, rows, G, n_features, out, n_threads)
+
+
 def csr_loss_gradient(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
     const floating[:, ::1] Wt, Py_ssize_t n_features, const Py_ssize_t[::1] codes, const floating[:, ::1] targets,
-    const floating[::1] sample_weight, double label_smoothing, double scale, floating[:, ::1] P,
+    const floating[::1] sample_weight, double label_smoothing, double scale, double l2, floating[:, ::1] P,
     floating[:, ::1] residual, floating[:, ::1] grad, int n_threads=1,
 ):
     """As `dense_loss_gradient`, grad (p, K) OUT; residual (m, K) OUT = scale * s (P - Y), which the kernel needs."""
@@ -1202,14 +1276,15 @@ def csr_loss_gradient(
     job.logits = job.out
     csr_logits[floating, index_t](data, indices, indptr, rows, Wt, n_features, residual, n_threads)
     loss = _run[floating](&job, None, None, n_threads)
-    csr_gradient[floating, index_t](data, indices, indptr, rows, residual, n_features, grad, n_threads)
+    loss += _begin(Wt, n_features, l2, grad, n_threads)
+    _csr_accumulate[floating, index_t](data, indices, indptr, rows, residual, n_features, grad, n_threads)
     return loss
 
 
 def csr_hessian_product(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
-    const floating[:, ::1] P, const floating[::1] sample_weight, double scale, const floating[:, ::1] Vt,
-    Py_ssize_t n_features, floating[:, ::1] curved, floating[:, ::1] out, int n_threads=1,
+    const floating[:, ::1] P, const floating[::1] sample_weight, double scale, double l2,
+    const floating[:, ::1] Vt, Py_ssize_t n_features, floating[:, ::1] curved, floating[:, ::1] out, int n_threads=1,
 ):
     """As `dense_hessian_product`, out (p, K) OUT; curved (m, K) OUT = scale * s (P*R - P sum(P*R)), R = X V^T."""
     cdef Job job = _job(CURVE, curved.shape[0], Vt.shape[1])
@@ -1217,7 +1292,86 @@ def csr_hessian_product(
     job.sample_weight, job.scale, job.logits = _first[floating](sample_weight), scale, job.out
     csr_logits[floating, index_t](data, indices, indptr, rows, Vt, n_features, curved, n_threads)
     _run[floating](&job, None, None, n_threads)
-    csr_gradient[floating, index_t](data, indices, indptr, rows, curved, n_features, out, n_threads)
+    _begin(Vt, n_features, l2, out, n_threads)
+    _csr_accumulate[floating, index_t](data, indices, indptr, rows, curved, n_features, out, n_threads)
+
+
+# --- a step of momentum ---------------------------------------------------------------------------------------------
+
+cdef sr_void _momentum_columns(
+    floating* W, floating* velocity, const floating* gradient, const floating* rate, Py_ssize_t n, floating momentum,
+    bint nesterov
+) noexcept nogil:
+    """The update of `momentum_step` for n numbers, each with a rate of its own."""
+    cdef Py_ssize_t i
+    cdef floating v
+    if nesterov:
+        for i in range(n):
+            v = momentum * velocity[i] + gradient[i]
+            velocity[i] = v
+            W[i] = W[i] - rate[i] * (gradient[i] + momentum * v)
+    else:
+        for i in range(n):
+            v = momentum * velocity[i] + gradient[i]
+            velocity[i] = v
+            W[i] = W[i] - rate[i] * v
+
+
+cdef sr_void _momentum_rows(
+    vec* W, floating* velocity, const floating* gradient, const floating* rate, Py_ssize_t n, Py_ssize_t K,
+    floating momentum, bint nesterov
+) noexcept nogil:
+    """The same for n times K numbers; K of them share a rate. The last vector of them is read before any is written."""
+    cdef Py_ssize_t i, k, c, at, last, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
+    cdef vec w, v, g, w_last, v_last, g_last
+    cdef floating r, u
+    cdef floating* x = <floating*>W
+    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
+        if K < lanes:
+            for i in range(n):
+                r = rate[i]
+                for k in range(i * K, i * K + K):
+                    u = momentum * velocity[k] + gradient[k]
+                    velocity[k] = u
+                    x[k] = x[k] - r * (gradient[k] + momentum * u if nesterov else u)
+            return
+        for i in range(n):
+            r = rate[i]
+            last = i * K + K - lanes
+            w_last = (<vec*>(x + last))[0]
+            v_last = (<vec*>(velocity + last))[0]
+            g_last = (<vec*>(gradient + last))[0]
+            for c in range((K - 1) // lanes):
+                at = i * K + c * lanes
+                g = (<vec*>(gradient + at))[0]
+                v = momentum * (<vec*>(velocity + at))[0] + g
+                w = g + momentum * v if nesterov else v
+                (<vec*>(velocity + at))[0] = v
+                (<vec*>(x + at))[0] = (<vec*>(x + at))[0] - r * w
+            v_last = momentum * v_last + g_last
+            w = g_last + momentum * v_last if nesterov else v_last
+            (<vec*>(velocity + last))[0] = v_last
+            (<vec*>(x + last))[0] = w_last - r * w
+
+
+def momentum_step(
+    floating[:, :] W, floating[:, :] velocity, const floating[:, :] gradient, const floating[::1] rate, double momentum,
+    bint nesterov,
+):
+    """velocity <- momentum velocity + gradient;  W <- W - rate velocity, or W - rate (gradient + momentum velocity)."""
+    cdef Py_ssize_t K = W.shape[0], p = W.shape[1], i
+    cdef floating m = momentum
+    cdef floating* w = _corner[floating](W)
+    cdef floating* v = _corner[floating](velocity)
+    cdef const floating* g = _corner[floating](gradient)
+    cdef const floating* r = _first[floating](rate)
+    if W.strides[1] == sizeof(floating):
+        for i in range(0, K * p, max(p, 1)):
+            _momentum_columns(w + i, v + i, g + i, r, p, m, nesterov)
+    elif floating is float:
+        _momentum_rows(<vfloat*>w, v, g, r, p, K, m, nesterov)
+    else:
+        _momentum_rows(<vdouble*>w, v, g, r, p, K, m, nesterov)
 
 
 # --- dual coordinate ascent -----------------------------------------------------------------------------------------

@@ -89,28 +89,24 @@ class Objective:
 
     def _evaluate(self, W, rows, scale, P):
         gradient = self.empty()
-        targets = (self.codes, self.targets, self.sample_weight, self.label_smoothing, scale, P)
+        targets = (self.codes, self.targets, self.sample_weight, self.label_smoothing, scale, self.l2, P)
         if self.sparse:
             residual = np.empty((self.n_rows if rows is None else len(rows), self.n_classes), self.dtype)
             args = (rows, W.T, self.n_features, *targets, residual, gradient.T, self.n_threads)
             value = _core.csr_loss_gradient(self.X.data, self.X.indices, self.X.indptr, *args)
         else:
             value = _core.dense_loss_gradient(self.X, rows, W, *targets, gradient, self.n_threads)
-        if self.l2:
-            value += 0.5 * self.l2 * squared_norm(self.coef(W))
-            self._add_l2(gradient, W)
         return value, gradient
 
     def hessian_product(self, P, V):
         """The Hessian of F at probabilities P, times V."""
         out = self.empty()
-        scale = 1.0 / self.total_weight
+        args = (self.rows, P, self.sample_weight, 1.0 / self.total_weight, self.l2)
         if self.sparse:
-            args = (self.rows, P, self.sample_weight, scale, V.T, self.n_features, np.empty_like(P), out.T)
-            _core.csr_hessian_product(self.X.data, self.X.indices, self.X.indptr, *args, self.n_threads)
+            args = (*args, V.T, self.n_features, np.empty_like(P), out.T, self.n_threads)
+            _core.csr_hessian_product(self.X.data, self.X.indices, self.X.indptr, *args)
         else:
-            _core.dense_hessian_product(self.X, self.rows, P, self.sample_weight, scale, V, out, self.n_threads)
-        self._add_l2(out, V)
+            _core.dense_hessian_product(self.X, *args, V, out, self.n_threads)
         return out
 
     def squares_product(self, C):
@@ -268,10 +264,6 @@ class Objective:
     def coef(self, W):
         """The part of W that is penalised."""
         return W[:, : self.n_features]
-
-    def _add_l2(self, gradient, W):
-        if self.l2:
-            self.coef(gradient)[...] += self.dtype.type(self.l2) * self.coef(W)
 
 
 def squared_norm(A):

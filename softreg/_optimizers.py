@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from softreg import _core
+
 EPSILON = 1e-8  # added to the root of the squares: a gradient of zero moves nothing, and divides nothing by zero
 
 
@@ -30,17 +32,14 @@ class SGD:
         return 1 / (1 - self.momentum)
 
     def step(self, W, gradient, rate):
-        if self.momentum:
-            if self.velocity is None:
-                self.velocity = np.zeros_like(gradient)
-            self.velocity *= self.momentum
-            self.velocity += gradient
-            if self.nesterov:
-                gradient += self.momentum * self.velocity
-            else:
-                gradient[...] = self.velocity
-        gradient *= rate
-        W -= gradient
+        if self.velocity is None:
+            self.velocity = np.zeros_like(W)
+        elif self.velocity.strides != W.strides or self.velocity.dtype != W.dtype:  # a stream changed its form
+            before, self.velocity = self.velocity, np.empty_like(W)
+            self.velocity[...] = before
+        rates = np.empty(W.shape[1], W.dtype)
+        rates[:] = rate
+        _core.momentum_step(W, self.velocity, gradient, rates, self.momentum, self.nesterov)
         return rate
 
 

@@ -14,6 +14,7 @@ Conventions, for both files:
     targets         (n, K)    IN   target distributions, or None where `codes` is given
     sample_weight   (n,)      IN   or None for ones
     scale           float     IN   a factor on the loss and on every derivative (1/S makes them weighted means)
+    l2              float     IN   a penalty l2/2 ||W||^2 on all but the intercepts
     n_threads       int       IN   never changes a result, not even in the last bit
 
 Everything tagged OUT is allocated by the caller and overwritten. Every floating array of one call has the same dtype.
@@ -86,17 +87,19 @@ def dense_gradient(X, rows, G, out, n_threads=1):
 
 
 def dense_loss_gradient(
-    X, rows, W, codes, targets, sample_weight, label_smoothing, scale, P, grad, n_threads=1
+    X, rows, W, codes, targets, sample_weight, label_smoothing, scale, l2, P, grad, n_threads=1
 ):
-    """Return scale * sum_i s_i CE_i over the rows; grad (K, p) OUT its derivative; P (m, K) OUT or None."""
+    """Return scale * sum_i s_i CE_i + l2/2 ||W||^2; grad (K, p) OUT its derivative; P (m, K) OUT or None."""
     A = _design(X, rows, W.shape[1])
-    return _loss_gradient(A, rows, W, codes, targets, sample_weight, label_smoothing, scale, P, grad)
+    loss = _loss_gradient(A, rows, W, codes, targets, sample_weight, label_smoothing, scale, P, grad)
+    return loss + _penalty(l2, W, X.shape[1], grad)
 
 
-def dense_hessian_product(X, rows, P, sample_weight, scale, V, out, n_threads=1):
-    """out (K, p) OUT = the Gauss-Newton (here: exact) Hessian of the loss at probabilities P, times V."""
+def dense_hessian_product(X, rows, P, sample_weight, scale, l2, V, out, n_threads=1):
+    """out (K, p) OUT = the Gauss-Newton (here: exact) Hessian of `dense_loss_gradient` at probabilities P, times V."""
     A = _design(X, rows, V.shape[1])
     _hessian_product(A, rows, P, sample_weight, scale, V, out)
+    _penalty(l2, V, X.shape[1], out)
 
 
 def csr_logits(data, indices, indptr, rows, Wt, n_features, out, n_threads=1):
@@ -110,21 +113,22 @@ def csr_gradient(data, indices, indptr, rows, G, n_features, out, n_threads=1):
 
 
 def csr_loss_gradient(
-    data, indices, indptr, rows, Wt, n_features, codes, targets, sample_weight, label_smoothing, scale,
+    data, indices, indptr, rows, Wt, n_features, codes, targets, sample_weight, label_smoothing, scale, l2,
     P, residual, grad, n_threads=1,
 ):
     """As `dense_loss_gradient`, grad (p, K) OUT; residual (m, K) OUT = scale * s (P - Y), which the kernel needs."""
     A = _design(_csr(data, indices, indptr, n_features), rows, Wt.shape[0])
     args = (rows, Wt.T, codes, targets, sample_weight, label_smoothing, scale, P, grad.T, residual)
-    return _loss_gradient(A, *args)
+    return _loss_gradient(A, *args) + _penalty(l2, Wt.T, n_features, grad.T)
 
 
 def csr_hessian_product(
-    data, indices, indptr, rows, P, sample_weight, scale, Vt, n_features, curved, out, n_threads=1
+    data, indices, indptr, rows, P, sample_weight, scale, l2, Vt, n_features, curved, out, n_threads=1
 ):
     """As `dense_hessian_product`, out (p, K) OUT; curved (m, K) OUT = scale * s (P*R - P sum(P*R)), R = X V^T."""
     A = _design(_csr(data, indices, indptr, n_features), rows, Vt.shape[0])
     _hessian_product(A, rows, P, sample_weight, scale, Vt.T, out.T, curved)
+    _penalty(l2, Vt.T, n_features, out.T)
 
 
 def csr_dual_epoch(data, indices, indptr, rows, order, Wt, n_features, sample_weight, scale, constant, Q):
@@ -157,6 +161,16 @@ def csr_dual_epoch(data, indices, indptr, rows, order, Wt, n_features, sample_we
 def input_gradient(G, W, out, n_threads=1):
     """out (n, d) OUT = G W, without the intercept column of W (K, p)."""
     np.matmul(G, W[:, : out.shape[1]], out=out)
+
+
+def momentum_step(W, velocity, gradient, rate, momentum, nesterov):
+    """velocity <- momentum velocity + gradient;  W <- W - rate velocity, or W - rate (gradient + momentum velocity).
+
+    Arrays (K, p) INOUT, gradient IN, all C- or all Fortran-contiguous; rate (p,).
+    """
+    velocity *= momentum
+    velocity += gradient
+    W -= rate * (gradient + momentum * velocity if nesterov else velocity)
 
 
 def _design(X, rows, p):
@@ -197,3 +211,9 @@ def _hessian_product(A, rows, P, sample_weight, scale, V, out, curved=None):
     if curved is not None:
         curved[:] = Q
     out[:] = Q.T @ A
+
+
+def _penalty(l2, W, n_features, gradient):
+    """l2/2 ||W||^2 without the intercepts; its derivative is added to the gradient."""
+    gradient[:, :n_features] += W.dtype.type(l2) * W[:, :n_features]
+    return 0.5 * l2 * np.sum(W[:, :n_features] ** 2, dtype=np.float64)

@@ -73,7 +73,7 @@ def problem(
         "Z": 4 * normal(m, K), "U": U, "G": U, "P": rng.dirichlet(np.ones(K), size=m).astype(dtype),
         "codes": None if soft else rng.integers(K, size=n, dtype=np.intp),
         "targets": targets if soft else None,
-        "sample_weight": weights if weighted else None, "label_smoothing": smoothing, "scale": 1 / 7,
+        "sample_weight": weights if weighted else None, "label_smoothing": smoothing, "scale": 1 / 7, "l2": 0.3,
     }  # fmt: skip
 
 
@@ -176,6 +176,12 @@ def linear_bounds(name, given, eps):
     csr = (given["data"], given["indices"], given["indptr"])
     X = given["X"] if kind == "dense" else _reference._csr(*csr, given["n_features"])
     A, scale = _reference._design(X, given["rows"], given["W"].shape[1]), given["scale"]
+
+    def penalty(W):
+        """One more term of each sum, wherever in it."""
+        coef = np.arange(W.shape[1]) < given["n_features"]
+        return 2 * (A.shape[0] + 3) * eps * given["l2"] * abs(W) * coef
+
     if what == "logits":
         return {"out": product(A, given["W"].T, eps)}
     if what == "gradient":
@@ -189,14 +195,16 @@ def linear_bounds(name, given, eps):
         P, K = given["P"], R.shape[1]
         Q = s * P * (R + (P * R).sum(axis=1, keepdims=True))
         dQ = s * P * (dR + (P * dR).sum(axis=1, keepdims=True)) + 2 * (K + 6) * eps * Q
-        out = dQ.T @ abs(A) + product(Q.T, A, eps)
+        out = dQ.T @ abs(A) + product(Q.T, A, eps) + penalty(given["V"])
         return {"out": out} if kind == "dense" else {"curved": dQ, "out": out.T}
     dZ = product(A, given["W"].T, eps).max(axis=1, keepdims=True, initial=0.0)
     Z = A @ given["W"].T
     dlosses, dG, G = cross_entropy_errors(given, Z, eps, dZ)
-    grad = scale * (dG.T @ abs(A) + product(G.T, A, eps))
-    # the losses are summed in float64, whose rounding vanishes in the bound of the losses themselves
-    common = {"loss": scale * dlosses.sum(), "P": softmax_and_errors(Z, eps, dZ)[2]}
+    grad = scale * (dG.T @ abs(A) + product(G.T, A, eps)) + penalty(given["W"])
+    # the losses are summed in float64, whose rounding vanishes in the bound of the losses themselves; so is ||W||^2
+    square = given["l2"] * np.sum(given["W"] ** 2)
+    dloss = scale * dlosses.sum() + (given["W"].size + 3) * np.finfo(float).eps * square
+    common = {"loss": dloss, "P": softmax_and_errors(Z, eps, dZ)[2]}
     return {**common, "grad": grad} if kind == "dense" else {**common, "residual": scale * dG, "grad": grad.T}
 
 
@@ -247,7 +255,7 @@ def test_softmax_in_place(K, dtype):
 
 def test_every_kernel_is_tested():
     twins = {n for n, f in vars(_reference).items() if inspect.isfunction(f) and not n.startswith("_")}
-    assert twins == {*OUTPUTS, "csr_dual_epoch"}
+    assert twins == {*OUTPUTS, "csr_dual_epoch", "momentum_step"}
     assert all(hasattr(_core, name) for name in twins)
 
 
@@ -341,7 +349,7 @@ def test_outputs_that_are_not_wanted(name, dtype):
 def test_zero_weights_count_nothing(name, dtype):
     """Rows of weight zero give exactly what no rows give, even where their loss is as large as can be."""
     given = problem(150, 33, 7, dtype)
-    given["sample_weight"] = np.zeros(150, dtype)
+    given["sample_weight"], given["l2"] = np.zeros(150, dtype), 0.0
     given["Z"][::2, 0] = np.finfo(dtype).max
     out = outputs(name, given, dtype)
     assert not call(_core, name, given, out)
@@ -465,3 +473,29 @@ def test_extreme_logits_through_the_linear_map(dtype):
         assert np.isfinite(call(_core, name, given, got))
         assert all(np.isfinite(values).all() for values in got.values())
         assert np.allclose(got["P"].sum(axis=1), 1, rtol=0, atol=7 * np.finfo(dtype).eps)  # 7 rounded terms
+
+
+# --- steps ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("K", CLASSES)
+@both_dtypes
+def test_momentum_step_equals_its_twin(order, nesterov, K, dtype):
+    """Both ways that W lies in memory; the numbers of a row of W^T are less than a vector, or vectors that overlap.
+
+    Three roundings for the velocity, five with the step, of numbers whose size is that of the terms of each sum.
+    """
+    for p in (1, 2, 17, 64):
+        rng, eps = np.random.default_rng([K, p]), np.finfo(dtype).eps
+        W, velocity, gradient = (np.array(rng.normal(size=(K, p)), dtype, order=order) for _ in range(3))
+        rate, momentum = rng.random(p).astype(dtype), 0.9
+        wide = [np.array(a, np.float64) for a in (W, velocity, gradient, rate)]
+        size_v = momentum * abs(wide[1]) + abs(wide[2])
+        size_W = abs(wide[0]) + wide[3] * (abs(wide[2]) + size_v)
+        _reference.momentum_step(*wide, momentum, nesterov)
+        given = read_only({"gradient": gradient, "rate": rate})
+        _core.momentum_step(W, velocity, given["gradient"], given["rate"], momentum, nesterov)
+        assert (abs(velocity - wide[1]) <= 3 * eps * size_v).all()
+        assert (abs(W - wide[0]) <= 5 * eps * size_W).all()

@@ -272,6 +272,20 @@ def test_velocity_keeps_the_memory_order():
     assert optimizer.velocity.dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_velocity_follows_a_stream_that_changes_its_form(dtype):
+    """Dense rows, then CSR ones, whose W lies in memory the other way: the numbers stay with their classes."""
+    rng = np.random.default_rng(0)
+    optimizer, (g, h) = SGD(0.5), rng.normal(size=(2, K, D))
+    W = np.zeros((K, D))
+    optimizer.step(W, g, 0.1)
+    W = np.array(W, dtype, order="F")
+    optimizer.step(W, np.array(h, dtype, order="F"), 0.1)
+    assert optimizer.velocity.dtype == dtype
+    # five roundings of numbers of order one
+    np.testing.assert_allclose(W, -0.1 * g - 0.1 * (0.5 * g + h), rtol=0, atol=5 * np.finfo(dtype).eps)
+
+
 @schedules
 def test_schedule(name):
     for t in (0, 0.25, 1, 7.5, 10):
