@@ -151,17 +151,7 @@ class Exact(Standardised):
 
     def refresh(self, P):
         K, p = self.objective.shape
-        P = P[self.picked]
-        H = np.zeros((K * p, K * p))
-        for start in range(0, len(P), 1024):
-            Z, s = self.Z[start : start + 1024], self.weight[start : start + 1024, None]
-            Q = P[start : start + 1024].astype(np.float64)
-            Q /= Q.sum(axis=1, keepdims=True)  # float32 rows that sum to 1 + 1e-7 would make H indefinite
-            A = ((np.sqrt(s) * Q)[:, :, None] * Z[:, None, :]).reshape(len(Z), -1)
-            H -= A.T @ A
-            for k in range(K):
-                block = slice(k * p, (k + 1) * p)
-                H[block, block] += (Z.T * (s[:, 0] * Q[:, k])) @ Z
+        H = self._sum(P[self.picked]).reshape(K * p, K * p)
         diagonal = H.diagonal().reshape(K, p)
         # a sample knows directions only up to its noise; the rest is for rounding
         damping = np.finfo(P.dtype).eps if self.complete else 1e-3
@@ -172,9 +162,40 @@ class Exact(Standardised):
         self.inverse, shift = positive_inverse(H, diagonal.ravel() + 1e-8 * diagonal.max() + 1e-14)
         self.whole = self.complete and shift == 0
 
+    def _sum(self, P):
+        """sum_i weight_i (diag(p_i) - p_i p_i^T) (x) z_i z_i^T, (K, p, K, p).
+
+        It has two symmetries: pairs of classes times pairs of features are a quarter of it, and one matrix product.
+        """
+        K, p = self.objective.shape
+        (k, l), (i, j) = np.triu_indices(K), np.triu_indices(p)
+        step = max(64, 2**17 // len(i))  # blocks of 1 MB
+        sums, pairs, squares = np.zeros((len(k), len(i))), np.empty((len(k), step)), np.empty((len(i), step))
+        for start in range(0, len(P), step):
+            rows = slice(start, start + step)
+            Z, Q, s = self.Z[rows].T.copy(), P[rows].T.astype(np.float64), self.weight[rows]
+            Q /= Q.sum(axis=0)  # float32 rows that sum to 1 + 1e-7 would make H indefinite
+            jacobians = products(Q, pairs[:, : Q.shape[1]])
+            jacobians *= -s
+            jacobians[k == l] += s * Q
+            sums += jacobians @ products(Z, squares[:, : Z.shape[1]]).T
+        half, H = np.empty((len(k), p, p)), np.empty((K, p, K, p))
+        half[:, i, j] = half[:, j, i] = sums
+        H[k, :, l] = H[l, :, k] = half
+        return H
+
     def solve(self, G):
         V = (self.inverse @ self.gradient(G).ravel()).reshape(G.shape)
         return self.step(V - V.mean(axis=0))
+
+
+def products(A, out):
+    """out OUT = A_i * A_j for the rows i <= j of A, in the order of `np.triu_indices`."""
+    at = 0
+    for i in range(len(A)):
+        np.multiply(A[i], A[i:], out=out[at : at + len(A) - i])
+        at += len(A) - i
+    return out
 
 
 def class_directions(P, weight):
