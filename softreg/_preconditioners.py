@@ -168,7 +168,7 @@ class Exact(Standardised):
         It has two symmetries: pairs of classes times pairs of features are a quarter of it, and one matrix product.
         """
         K, p = self.objective.shape
-        (k, l), (i, j) = np.triu_indices(K), np.triu_indices(p)
+        (k, m), (i, j) = np.triu_indices(K), np.triu_indices(p)
         step = max(64, 2**17 // len(i))  # blocks of 1 MB
         sums, pairs, squares = np.zeros((len(k), len(i))), np.empty((len(k), step)), np.empty((len(i), step))
         for start in range(0, len(P), step):
@@ -177,11 +177,11 @@ class Exact(Standardised):
             Q /= Q.sum(axis=0)  # float32 rows that sum to 1 + 1e-7 would make H indefinite
             jacobians = products(Q, pairs[:, : Q.shape[1]])
             jacobians *= -s
-            jacobians[k == l] += s * Q
+            jacobians[k == m] += s * Q
             sums += jacobians @ products(Z, squares[:, : Z.shape[1]]).T
         half, H = np.empty((len(k), p, p)), np.empty((K, p, K, p))
         half[:, i, j] = half[:, j, i] = sums
-        H[k, :, l] = H[l, :, k] = half
+        H[k, :, m] = H[m, :, k] = half
         return H
 
     def solve(self, G):
