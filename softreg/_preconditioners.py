@@ -20,7 +20,7 @@ from scipy.linalg import lapack
 
 SAMPLE_ROWS = 8192  # enough for a correlation of a thousand features once it is shrunk; 25 MB of float32 for d = 784
 BLOCK_ROWS = 4096  # for a block a class direction, drawn by curvature; and at least 5 a feature
-EXACT_SIZE = 500  # (d+1) K up to which the Hessian itself is factored: a build costs (d+1) K / 4 products or more
+EXACT_SIZE = 500  # (d+1) K up to which the Hessian itself is factored: a build costs (d+1) K / 8 products or more
 EXACT_WORK = 1e9  # n ((d+1) K)^2 up to which it is built from all rows, else from 4 rows a parameter
 BLOCKS_SIZE = 1e7  # K (d+1)^2 up to which a block a class is affordable: 40 MB
 CORRELATION_SIZE = 3000  # d up to which a d x d inverse is worth its memory and its d^3
@@ -146,8 +146,8 @@ class Exact(Standardised):
         super().__init__(objective, order, size)
         self.Z = self.standardised(np.float64)
         self.complete = len(self.picked) == objective.n_rows
-        # Hessian products to serve before it is built again, which costs n_sample (K p) / 2n passes
-        self.patience = max(4, len(self.picked) * objective.shape[0] * objective.shape[1] // (8 * objective.n_rows))
+        # Hessian products to serve before it is built again, which costs some n_sample (K p) / 8n of them
+        self.patience = max(4, len(self.picked) * objective.shape[0] * objective.shape[1] // (16 * objective.n_rows))
 
     def refresh(self, P):
         K, p = self.objective.shape
