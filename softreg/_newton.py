@@ -57,14 +57,14 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
         run.estimated(found, at.value, tol)  # the solve may already be what `confirm` would do
         trusted = better and shortened == 1 and decrease >= 0.5 * solve.decrease
         if not run.converged and trusted and solve.left(decrease, norm) <= tol * abs(at.value):
-            at, part = confirm(objective, at, M, tol, run), Part(objective, order, objective.n_rows)
+            at, part = confirm(objective, at, M, tol, run, wary), Part(objective, order, objective.n_rows)
         if objective.l2 and (run.converged or solve.decrease <= 10 * tol * abs(at.value)):
             run.certify(objective, at.value, at.gradient, tol)
         record["loss"] = at.value
         if monitor(at.W, record) or run.converged:
             break
         if not better and part.share == 1 and solve.decrease <= noise * abs(at.value):
-            at = confirm(objective, at, M, tol, run)
+            at = confirm(objective, at, M, tol, run, wary)
             run.stopped_on = run.stopped_on if run.converged else "precision"
             run.certify(objective, at.value, at.gradient, tol)
             break
@@ -186,17 +186,17 @@ def search(objective, at, step, noise, run, wary):
     return new, t
 
 
-def confirm(objective, at, M, tol, run):
+def confirm(objective, at, M, tol, run, wary):
     """Estimate the gap at a point by a solve over all rows, see `Solve.gap`, and go where that leads.
 
     It goes on until what it found and what it may have missed are together within half of tol * F, or 1 % of the whole.
     """
     M.refresh(at.P)
-    enough = 0.5 * tol * abs(at.value)
+    enough, noise = 0.5 * tol * abs(at.value), np.finfo(objective.dtype).eps
     solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.1, 300, min_products=least(M), enough=enough)
     run.passes += solve.products
-    run.estimated(solve.gap(M, at.value, np.finfo(objective.dtype).eps), at.value, tol)
-    new = Point.of(objective, at.W + solve.step, run)
+    run.estimated(solve.gap(M, at.value, noise), at.value, tol)
+    new, _ = search(objective, at, solve.step, noise, run, wary)
     at = new if new.value < at.value else at
     run.W = at.W
     return at

@@ -613,7 +613,7 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     M = refreshed(ALL[name], objective, here.P)
     run = Run(here.W)
     run.record(here.value)
-    after = confirm(objective, here, M, 1e-3, run)
+    after = confirm(objective, here, M, 1e-3, run, Wariness(objective))
     rounding = 10 * np.finfo(objective.dtype).eps
     assert here.value - least <= run.estimate + rounding
     assert shrunk == 0.5 or run.estimate <= 3 * (here.value - least) + rounding
@@ -622,14 +622,15 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     assert after.value <= here.value and np.array_equal(run.W, after.W)
 
 
-def test_confirm_never_goes_up():
-    """From W that is far too certain the Newton step overshoots."""
+def test_confirm_goes_down_where_its_step_overshoots():
+    """As it does from W that is far too certain."""
     objective, W = problem()
     here = at(objective, like(objective, -3 * W))
     run, M = Run(here.W), refreshed(ALL["exact"], objective, here.P)
     run.record(here.value)
     assert at(objective, here.W + newton_step(objective, here)).value > here.value
-    assert confirm(objective, here, M, 1e-3, run) is here and run.W is here.W
+    after = confirm(objective, here, M, 1e-3, run, Wariness(objective))
+    assert after.value < here.value and run.W is after.W
 
 
 class Silent:
