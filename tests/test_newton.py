@@ -615,7 +615,7 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     run.record(here.value)
     after = confirm(objective, here, M, 1e-3, run, Wariness(objective))
     rounding = 10 * np.finfo(objective.dtype).eps
-    assert here.value - least <= run.estimate + rounding
+    assert after.value - least <= run.estimate + rounding
     assert shrunk == 0.5 or run.estimate <= 3 * (here.value - least) + rounding
     assert (run.stopped_on == "estimate") == (run.estimate <= 1e-3 * here.value)
     assert run.records[-1]["gap_estimate"] == run.estimate
