@@ -16,6 +16,7 @@ summed in order. So a result does not depend on the number of threads, not even 
 
 from cython.parallel cimport prange
 from libc.float cimport DBL_MAX, FLT_MAX
+from libc.math cimport log
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, sgemm
@@ -30,7 +31,7 @@ cdef extern from "_simd.h" nogil:
     const int DOUBLE_LANES "SR_DOUBLE_LANES"
     const int OPENMP "SR_OPENMP"
     # Macros for both types: they choose by the size of what is behind their last pointer, or of their first number.
-    double sr_exp "SR_EXP"(double, double)
+    double sr_exp "SR_EXP"(double, double, double)
     double sr_log "SR_LOG"(double)
     void sr_columns "SR_COLUMNS"(const void*, Py_ssize_t, void*, Py_ssize_t)
     void sr_rows "SR_ROWS"(const void*, Py_ssize_t, void*, Py_ssize_t)
@@ -174,34 +175,36 @@ cdef sr_void _top(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* top)
 
 
 cdef sr_void _exp(
-    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating floor, floating* total
+    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating lowest
 ) noexcept nogil:
-    """T = exp(T - top), zero below `floor`; total OUT = sum_k T, compensated (Kahan), as exact for K = 1000 as for 2.
+    """T = exp(T - top), zero where T - top < lowest."""
+    cdef Py_ssize_t i, k
+    cdef floating[BLOCK] high, e        # local, as above
+    for i in range(BLOCK):
+        high[i] = top[i]
+    for k in range(K):
+        for i in range(BLOCK):
+            e[i] = sr_exp(T[k * ld + i], high[i], lowest)
+        for i in range(BLOCK):
+            T[k * ld + i] = e[i]
 
-    In strips of two vectors: what belongs to a row stays in registers, and one vector's chain hides behind the other's.
-    """
-    cdef Py_ssize_t i, k, strip, width = 32 if floating is float else 16
+
+cdef sr_void _sum(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* total) noexcept nogil:
+    """total OUT = sum_k T, compensated (Kahan), as exact for K = 1000 as for 2."""
+    cdef Py_ssize_t i, k
     cdef floating e, s
-    cdef floating* z
-    cdef floating[32] lost, kept, high
-    strip = 0
-    while strip < BLOCK:
-        for i in range(width):
-            kept[i] = 0
-            lost[i] = 0
-            high[i] = top[strip + i]
-        for k in range(K):
-            z = T + k * ld + strip
-            for i in range(width):
-                e = sr_exp(z[i], high[i])
-                z[i] = e if e >= floor else 0
-                e = e - lost[i]
-                s = kept[i] + e
-                lost[i] = (s - kept[i]) - e
-                kept[i] = s
-        for i in range(width):
-            total[strip + i] = kept[i]
-        strip += width
+    cdef floating[BLOCK] kept, lost
+    for i in range(BLOCK):
+        kept[i] = 0
+        lost[i] = 0
+    for k in range(K):
+        for i in range(BLOCK):
+            e = T[k * ld + i] - lost[i]
+            s = kept[i] + e
+            lost[i] = (s - kept[i]) - e
+            kept[i] = s
+    for i in range(BLOCK):
+        total[i] = kept[i]
 
 
 cdef inline sr_inline_void _halve(floating* lane, Py_ssize_t half, bint top) noexcept nogil:
@@ -224,53 +227,73 @@ cdef inline sr_inline_void _fold(floating* lane, bint top) noexcept nogil:
     _halve(lane, 1, top)
 
 
-cdef sr_void _softmax_rows(
-    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* weight, floating* out,
-    floating* top, floating* total
-) noexcept nogil:
-    """out (count, K) OUT = weight * softmax(Z), row-major with K >= 32, maybe in place; top and total (count,) OUT.
-
-    Many classes fill vectors along the row, which then stays in the nearest cache and needs no transposition. The
-    last vectors end with the row; `fresh` is zero for what the others hold, too, and they are written last.
-    """
-    cdef Py_ssize_t i, k, r, width = 32 if floating is float else 16, whole = (K - 1) // width * width
+cdef sr_void _row_tops(const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* tops) noexcept nogil:
+    """tops (count, width) OUT = the largest numbers of each row of Z (count, K), in lanes of two vectors."""
+    cdef Py_ssize_t i, k, r, width = 32 if floating is float else 16
     cdef const floating* z
-    cdef floating* out_row
-    cdef floating[32] most, kept, lost, tail, fresh
-    cdef floating high, factor, e, s
-    for i in range(width):
-        fresh[i] = K - width + i >= whole
+    cdef floating[32] most              # local, as above
     for r in range(count):
         z = Z + r * K
-        out_row = out + r * K
         for i in range(width):
             most[i] = z[K - width + i]
-        for k in range(whole // width):
+        for k in range((K - 1) // width):
             for i in range(width):
                 most[i] = z[k * width + i] if z[k * width + i] > most[i] else most[i]
-        _fold(most, True)
-        high = most[0]
         for i in range(width):
-            e = sr_exp(z[K - width + i], high)
-            tail[i] = e
-            kept[i] = e * fresh[i]
-            lost[i] = 0
-        for k in range(whole // width):
-            for i in range(width):
-                e = sr_exp(z[k * width + i], high)
-                out_row[k * width + i] = e
-                e = e - lost[i]
-                s = kept[i] + e
-                lost[i] = (s - kept[i]) - e
-                kept[i] = s
-        _fold(kept, False)
-        top[r] = most[0]
-        total[r] = kept[0]
-        factor = weight[r] / kept[0]
-        for k in range(whole):
-            out_row[k] = out_row[k] * factor
-        for i in range(width):
-            out_row[K - width + i] = tail[i] * factor
+            tops[r * width + i] = most[i]
+
+
+cdef sr_void _row_exps(
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* top, floating lowest, floating* out, vec* sums
+) noexcept nogil:
+    """out (count, K) OUT = exp(Z - top), maybe in place; sums (count,) OUT = its sums, lane by lane (Kahan).
+
+    The last vector ends with the row; `fresh` is zero for what the others hold, too, and it is written last.
+    """
+    cdef Py_ssize_t i, k, r, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
+    cdef Py_ssize_t whole = (K - 1) // lanes
+    cdef const floating* z
+    cdef floating* to
+    cdef floating[16] fresh, tail, now
+    cdef vec kept, lost, e, s
+    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
+        for i in range(lanes):
+            fresh[i] = K - lanes + i >= whole * lanes
+        for r in range(count):
+            z = Z + r * K
+            to = out + r * K
+            for i in range(lanes):
+                tail[i] = sr_exp(z[K - lanes + i], top[r], lowest)
+            kept = (<vec*>tail)[0] * (<vec*>fresh)[0]
+            lost = kept - kept
+            for k in range(whole):
+                for i in range(lanes):
+                    now[i] = sr_exp(z[k * lanes + i], top[r], lowest)
+                e = (<vec*>now)[0]
+                (<vec*>(to + k * lanes))[0] = e
+                e = e - lost
+                s = kept + e
+                lost = (s - kept) - e
+                kept = s
+            (<vec*>(to + K - lanes))[0] = (<vec*>tail)[0]
+            sums[r] = kept
+
+
+cdef sr_void _row_scale(
+    floating* out, Py_ssize_t count, Py_ssize_t K, const floating* times, const floating* over, const floating* label
+) noexcept nogil:
+    """out (count, K) *= times / over, row by row; then the entry of each row's class -= times, unless label is NULL."""
+    cdef Py_ssize_t i, k, r
+    cdef floating[BLOCK] factor
+    cdef floating f
+    for i in range(BLOCK):
+        factor[i] = times[i] / over[i]
+    for r in range(count):
+        f = factor[r]
+        for k in range(K):
+            out[r * K + k] = out[r * K + k] * f
+        if label != NULL:
+            out[r * K + <Py_ssize_t>label[r]] -= times[r]
 
 
 cdef sr_void _log(const floating* total, floating* out) noexcept nogil:
@@ -494,7 +517,7 @@ cdef struct Job:    # what Python asked for; void is float or double
     const void* targets
     const void* sample_weight
     double label_smoothing, scale
-    double floor                # smaller probabilities are zero: products of theirs would be subnormal, and slow
+    double lowest               # where exp becomes zero: in a pass, before products with it are subnormal, and slow
     # the products with X (m, d), if there are any
     const void* X
     const void* W               # packed; NULL: `logits` are given
@@ -550,7 +573,7 @@ cdef void _aim(
     job.sample_weight = _first[floating](sample_weight)
     job.label_smoothing, job.scale = label_smoothing, scale
     if within_pass:
-        job.floor = 1e-20 if floating is float else 1e-100
+        job.lowest = log(1e-20) if floating is float else log(1e-100)
 
 
 # --- blocks: what becomes of the logits -----------------------------------------------------------------------------
@@ -568,32 +591,53 @@ cdef sr_void _weights(const Job* job, Py_ssize_t start, Py_ssize_t count, floati
         weight[i] = 0
 
 
-cdef sr_void _pick(
-    const Job* job, Py_ssize_t start, Py_ssize_t count, const floating* T, Py_ssize_t ld, Py_ssize_t step,
-    const floating* top, floating share, floating* out
-) noexcept nogil:
-    """out (BLOCK,) OUT = share * (T - top) at each row's class, then zeros.
-
-    `ld` is between classes of T, `step` between rows.
-    """
+cdef sr_void _labels(const Job* job, Py_ssize_t start, Py_ssize_t count, floating* label) noexcept nogil:
+    """label (BLOCK,) OUT = the class of `count` rows from `start` on, then -1: floats, as what they choose from."""
     cdef Py_ssize_t i
-    cdef floating[BLOCK] z
     for i in range(count):
-        z[i] = T[job.codes[job.rows[start + i] if job.rows != NULL else start + i] * ld + i * step]
+        label[i] = <floating>job.codes[job.rows[start + i] if job.rows != NULL else start + i]
     for i in range(count, BLOCK):
+        label[i] = -1
+
+
+cdef sr_void _row_pick(
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* label, const floating* top, floating* out
+) noexcept nogil:
+    """out (count,) OUT = Z - top at each row's class."""
+    cdef Py_ssize_t r
+    for r in range(count):
+        out[r] = _shifted(Z[r * K + <Py_ssize_t>label[r]], top[r])
+
+
+cdef sr_void _pick(
+    const floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* label, const floating* top, floating share,
+    floating* out
+) noexcept nogil:
+    """out (BLOCK,) OUT = share * (T - top) at each row's class, then zeros."""
+    cdef Py_ssize_t i, k
+    cdef floating[BLOCK] z, own
+    for i in range(BLOCK):
+        own[i] = label[i]
         z[i] = top[i]
+    for k in range(K):
+        for i in range(BLOCK):
+            z[i] = T[k * ld + i] if own[i] == <floating>k else z[i]
     for i in range(BLOCK):
         out[i] = share * _shifted(z[i], top[i])
 
 
 cdef sr_void _deduct(
-    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, Py_ssize_t ld, Py_ssize_t step,
-    const floating* amount, floating share
+    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* label, const floating* amount, floating share
 ) noexcept nogil:
     """T at each row's class -= share * amount."""
-    cdef Py_ssize_t i
-    for i in range(count):
-        T[job.codes[job.rows[start + i] if job.rows != NULL else start + i] * ld + i * step] -= share * amount[i]
+    cdef Py_ssize_t i, k
+    cdef floating[BLOCK] own, less
+    for i in range(BLOCK):
+        own[i] = label[i]
+        less[i] = share * amount[i]
+    for k in range(K):
+        for i in range(BLOCK):
+            T[k * ld + i] = T[k * ld + i] - (less[i] if own[i] == <floating>k else 0)
 
 
 cdef sr_void _losses(
@@ -624,6 +668,7 @@ cdef double _loss_block(
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK        # sum_k Y (Z - top)
     cdef floating* loss_of_row = lanes + 4 * BLOCK
+    cdef floating* label = lanes + 5 * BLOCK
     cdef floating* P = <floating*>job.P
     cdef floating kept = <floating>(1 - job.label_smoothing), uniform = <floating>(job.label_smoothing / job.K)
     cdef (const floating*)[BLOCK] y
@@ -642,10 +687,12 @@ cdef double _loss_block(
     if job.codes == NULL:
         memset(fit, 0, BLOCK * sizeof(floating))
     else:
-        _pick(job, start, count, T, ld, 1, top, kept, fit)
+        _labels(job, start, count, label)
+        _pick(T, ld, K, label, top, kept, fit)
     if everywhere:
         _add_fit(T, ld, K, U, ldy, kept, uniform, top, fit)
-    _exp(T, ld, K, top, <floating>job.floor, total)
+    _exp(T, ld, K, top, <floating>job.lowest)
+    _sum(T, ld, K, total)
     _log(total, top)
     _losses(weight, top, fit, loss_of_row, &loss)
     if job.each != NULL:
@@ -659,29 +706,46 @@ cdef double _loss_block(
     if everywhere:
         _subtract(T, ld, K, U, ldy, kept, uniform, weight)
     if job.codes != NULL:
-        _deduct(job, start, count, T, ld, 1, weight, kept)
+        _deduct(T, ld, K, label, weight, kept)
     return loss
 
 
-cdef void _wide_block(const Job* job, Py_ssize_t start, Py_ssize_t count, floating* lanes) noexcept nogil:
-    """SOFTMAX, or a LOSS of codes, from row-major logits to row-major `out`."""
+cdef double _wide_block(
+    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes
+) noexcept nogil:
+    """SOFTMAX, or a LOSS of codes, from row-major logits to row-major `out`; return the summed loss.
+
+    Many classes fill vectors along the row. T and U hold what is left of each row, one vector that is then folded.
+    """
     cdef const floating* Z = <const floating*>job.logits + start * job.K
     cdef floating* out = <floating*>job.out + start * job.K
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK
+    cdef floating* label = lanes + 5 * BLOCK if job.step == LOSS else NULL
+    cdef Py_ssize_t width = 16 if floating is float else 8
     cdef double loss = 0
+    _row_tops(Z, count, job.K, U)
+    _load_rows(U, count, 2 * width, T, BLOCK)
+    _top(T, BLOCK, 2 * width, top)
     _weights(job, start, count, weight)
-    _softmax_rows(Z, count, job.K, weight, out, top, total)
-    if job.step == SOFTMAX:
-        return
-    _pick(job, start, count, Z, 1, job.K, top, <floating>1, fit)
-    _deduct(job, start, count, out, 1, job.K, weight, <floating>1)
-    if job.each != NULL:
+    if label != NULL:
+        _labels(job, start, count, label)
+        _row_pick(Z, count, job.K, label, top, fit)     # before `out` may take its place
+    if floating is float:
+        _row_exps(Z, count, job.K, top, <floating>job.lowest, out, <vfloat*>U)
+    else:
+        _row_exps(Z, count, job.K, top, <floating>job.lowest, out, <vdouble*>U)
+    _load_rows(U, count, width, T, BLOCK)
+    _sum(T, BLOCK, width, total)
+    _row_scale(out, count, job.K, weight, total, label)
+    if label != NULL:
         _log(total, top)    # beyond `count` it is anything: the weights there are zero
         _losses(weight, top, fit, lanes + 4 * BLOCK, &loss)
+    if job.each != NULL:
         memcpy(<floating*>job.each + start, lanes + 4 * BLOCK, count * sizeof(floating))
+    return loss
 
 
 cdef floating* _softmax_block(
@@ -694,11 +758,13 @@ cdef floating* _softmax_block(
     _top(T, BLOCK, K, top)
     if job.step == LOG_SOFTMAX:
         memcpy(U, T, K * BLOCK * sizeof(floating))
-        _exp(U, BLOCK, K, top, 0, total)
+        _exp(U, BLOCK, K, top, <floating>job.lowest)
+        _sum(U, BLOCK, K, total)
         _log(total, total)
         _log_probabilities(T, BLOCK, K, top, total)
         return T
-    _exp(T, BLOCK, K, top, 0, total)
+    _exp(T, BLOCK, K, top, <floating>job.lowest)
+    _sum(T, BLOCK, K, total)
     if job.step == LOGSUMEXP:
         _log(total, total)
         for i in range(count):
@@ -722,10 +788,9 @@ cdef double _block(
     if job.logits != NULL:
         if K >= WIDE and job.out != NULL and (
             job.step == SOFTMAX
-            or job.step == LOSS and job.codes != NULL and job.label_smoothing == 0 and job.floor == 0
+            or job.step == LOSS and job.codes != NULL and job.label_smoothing == 0 and job.P == NULL
         ):
-            _wide_block(job, start, count, lanes)
-            return 0
+            return _wide_block(job, start, count, T, U, lanes)
         _load_rows(<const floating*>job.logits + start * K, count, K, T, job.block)
     if job.step == LOSS:
         loss = _loss_block(job, start, count, T, U, lanes)
@@ -854,8 +919,8 @@ cdef double _part(const Job* job, Py_ssize_t part, floating* scratch, double* su
     cdef floating* gradient = scratch + part * job.size     # (Kp, columns)
     cdef floating* T = gradient + job.Kp * job.columns      # (Kp, block) logits
     cdef floating* U = T + job.Kp * job.block               # (K, block) probabilities or targets
-    cdef floating* lanes = U + job.K * job.block            # (5, BLOCK) one number a row
-    cdef floating* features = lanes + 5 * BLOCK             # a block of X: transposed, padded or gathered
+    cdef floating* lanes = U + job.K * job.block            # (6, BLOCK) one number a row
+    cdef floating* features = lanes + 6 * BLOCK             # a block of X: transposed, padded or gathered
     cdef (const floating*)[BLOCK + TILE_ROWS] x
     cdef Py_ssize_t start = part * job.blocks // job.parts * job.block, count, strip
     cdef Py_ssize_t stop = min(job.m, (part + 1) * job.blocks // job.parts * job.block)
@@ -890,9 +955,11 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
             gradient[:, :] = 0
         return 0
     job.backward = gradient is not None
+    if job.lowest == 0:
+        job.lowest = -104.7 if floating is float else -746.0    # half of the smallest subnormal number
     job.blocks = (job.m + job.block - 1) // job.block
     job.parts = min(<Py_ssize_t>MAX_PARTS, job.blocks)
-    job.size = job.Kp * (job.columns + job.block) + job.K * job.block + 5 * BLOCK
+    job.size = job.Kp * (job.columns + job.block) + job.K * job.block + 6 * BLOCK
     if job.gathered or job.transposed:
         job.size += job.block * max(job.d, job.columns if job.padded else 0)
     n_sums = _whole(job.parts * job.Kp, 8) if job.backward else 0
