@@ -48,7 +48,7 @@ cdef enum:
     GATHER_BELOW = 64   # features: below, a block of X is transposed into scratch, as dot products would be too short
     BLAS_CLASSES = 48   # classes of float32, half as many of float64: from here on BLAS wins (benchmarks/README.md)
     MAX_PARTS = 16      # parts of the rows that may run at the same time
-    WIDE = 64           # classes: from here on vectors run along a row; below, two or three of them wait too much
+    WIDE = 44           # classes: from here on vectors run along a row
     AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead
 
 
@@ -207,40 +207,38 @@ cdef sr_void _sum(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* tota
         total[i] = kept[i]
 
 
-cdef inline sr_inline_void _halve(floating* lane, Py_ssize_t half, bint top) noexcept nogil:
-    """lane (half,) = the larger one, or the sum, of its first `half` numbers, a constant, and of those that follow."""
+cdef inline sr_inline_void _halve(double* lane, Py_ssize_t half) noexcept nogil:
+    """lane (half,) += the numbers that follow; half is a constant."""
     cdef Py_ssize_t i
     for i in range(half):
-        if top:
-            lane[i] = lane[i + half] if lane[i + half] > lane[i] else lane[i]
-        else:
-            lane[i] = lane[i] + lane[i + half]
+        lane[i] = lane[i] + lane[i + half]
 
 
-cdef inline sr_inline_void _fold(floating* lane, bint top) noexcept nogil:
-    """lane[0] = the largest one, or the sum, of 32 float or 16 double."""
-    if floating is float:
-        _halve(lane, 16, top)
-    _halve(lane, 8, top)
-    _halve(lane, 4, top)
-    _halve(lane, 2, top)
-    _halve(lane, 1, top)
+cdef inline sr_inline_void _fold(double* lane) noexcept nogil:
+    """lane[0] = the sum of 16 numbers."""
+    _halve(lane, 8)
+    _halve(lane, 4)
+    _halve(lane, 2)
+    _halve(lane, 1)
 
 
 cdef sr_void _row_tops(const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* tops) noexcept nogil:
-    """tops (count, width) OUT = the largest numbers of each row of Z (count, K), in lanes of two vectors."""
-    cdef Py_ssize_t i, k, r, width = 32 if floating is float else 16
+    """tops (count, 32) OUT = the largest numbers of each row of Z (count, K >= 32), lane by lane.
+
+    Loops of 32: gcc unrolls shorter ones to scalars before it could make vectors of them.
+    """
+    cdef Py_ssize_t i, k, r
     cdef const floating* z
     cdef floating[32] most              # local, as above
     for r in range(count):
         z = Z + r * K
-        for i in range(width):
-            most[i] = z[K - width + i]
-        for k in range((K - 1) // width):
-            for i in range(width):
-                most[i] = z[k * width + i] if z[k * width + i] > most[i] else most[i]
-        for i in range(width):
-            tops[r * width + i] = most[i]
+        for i in range(32):
+            most[i] = z[K - 32 + i]
+        for k in range((K - 1) // 32):
+            for i in range(32):
+                most[i] = z[k * 32 + i] if z[k * 32 + i] > most[i] else most[i]
+        for i in range(32):
+            tops[r * 32 + i] = most[i]
 
 
 cdef sr_void _row_exps(
@@ -479,7 +477,7 @@ cdef sr_void _add_row_sums(
         for i in range(0, count, 16):
             for q in range(16):
                 lane[q] = lane[q] + T[k * ld + i + q]
-        _fold(lane, False)
+        _fold(lane)
         out[k] += lane[0]
 
 
@@ -655,7 +653,7 @@ cdef sr_void _losses(
             loss = loss if weight[i + q] != 0 else 0
             lane[q] = lane[q] + loss
             out[i + q] = <floating>loss
-    _fold(lane, False)
+    _fold(lane)
     total[0] += lane[0]
 
 
@@ -724,11 +722,11 @@ cdef double _wide_block(
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK
     cdef floating* label = lanes + 5 * BLOCK if job.step == LOSS else NULL
-    cdef Py_ssize_t width = 16 if floating is float else 8
+    cdef Py_ssize_t width = FLOAT_LANES if floating is float else DOUBLE_LANES
     cdef double loss = 0
     _row_tops(Z, count, job.K, U)
-    _load_rows(U, count, 2 * width, T, BLOCK)
-    _top(T, BLOCK, 2 * width, top)
+    _load_rows(U, count, 32, T, BLOCK)
+    _top(T, BLOCK, 32, top)
     _weights(job, start, count, weight)
     if label != NULL:
         _labels(job, start, count, label)

@@ -170,10 +170,10 @@ SR_PLAIN(double, sr_vdouble, SR_DOUBLE_LANES)
  * exp: z - top with its rounding error (Knuth's two-sum: logits of 1e4 leave an error of 1e-3 there in float32), so that an
  *      exact shift of all logits changes no bit; = n ln2 + r, a minimax polynomial in r, times 2^n. The power is a shift: the
  *      exponent it wants is made in the low bits of n, 24 (53) too large; the last factor takes that back and underflows
- *      gradually. Where exp is below the smallest subnormal, that exponent is 0 and so is the power: zero without an
- *      underflow, which would cost a hundred cycles.
+ *      gradually. Below `lowest`, where that exponent may not exist, it is zero. NaN stays NaN. The polynomial goes two
+ *      terms at a time: half as many steps that wait for one another.
  * log: x = 2^e m with m in [sqrt(1/2), sqrt(2)), then log m = 2 atanh(t), t = (m - 1)/(m + 1), as its series.
- * Adding 1.5 * 2^(mantissa bits) rounds to an integer and leaves that integer in the low bits. NaN stays NaN. */
+ * Adding 1.5 * 2^(mantissa bits) rounds to an integer and leaves that integer in the low bits. */
 SR_INLINE float sr_bits_float(int32_t i) { float x; memcpy(&x, &i, sizeof x); return x; }
 SR_INLINE int32_t sr_float_bits(float x) { int32_t i; memcpy(&i, &x, sizeof i); return i; }
 SR_INLINE double sr_bits_double(int64_t i) { double x; memcpy(&x, &i, sizeof x); return x; }
