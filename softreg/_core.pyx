@@ -624,18 +624,20 @@ cdef sr_void _pick(
         out[i] = share * _shifted(z[i], top[i])
 
 
-cdef sr_void _deduct(
-    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* label, const floating* amount, floating share
+cdef sr_void _scale_deduct(
+    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* times, const floating* over, const floating* label,
+    floating share
 ) noexcept nogil:
-    """T at each row's class -= share * amount."""
+    """T *= times / over, NULL stands for ones; then T at each row's class -= share * times."""
     cdef Py_ssize_t i, k
-    cdef floating[BLOCK] own, less
+    cdef floating[BLOCK] own, less, factor
     for i in range(BLOCK):
         own[i] = label[i]
-        less[i] = share * amount[i]
+        less[i] = share * times[i]
+        factor[i] = times[i] / over[i] if over != NULL else times[i]
     for k in range(K):
         for i in range(BLOCK):
-            T[k * ld + i] = T[k * ld + i] - (less[i] if own[i] == <floating>k else 0)
+            T[k * ld + i] = T[k * ld + i] * factor[i] - (less[i] if own[i] == <floating>k else 0)
 
 
 cdef sr_void _losses(
@@ -695,16 +697,16 @@ cdef double _loss_block(
     _losses(weight, top, fit, loss_of_row, &loss)
     if job.each != NULL:
         memcpy(<floating*>job.each + start, loss_of_row, count * sizeof(floating))
-    if P == NULL:
-        _scale(T, ld, K, weight, total)
-    else:
+    if P != NULL:
         _scale[floating](T, ld, K, NULL, total)
         _store_rows(T, ld, count, K, P + start * K)
-        _scale[floating](T, ld, K, weight, NULL)
+        total = NULL
+    if job.codes != NULL:
+        _scale_deduct(T, ld, K, weight, total, label, kept)
+    else:
+        _scale(T, ld, K, weight, total)
     if everywhere:
         _subtract(T, ld, K, U, ldy, kept, uniform, weight)
-    if job.codes != NULL:
-        _deduct(T, ld, K, label, weight, kept)
     return loss
 
 
