@@ -174,37 +174,34 @@ cdef sr_void _top(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* top)
         top[i] = most[i]
 
 
-cdef sr_void _exp(
-    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating lowest
-) noexcept nogil:
+cdef sr_void _exp(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating lowest) noexcept nogil:
     """T = exp(T - top), zero where T - top < lowest."""
     cdef Py_ssize_t i, k
-    cdef floating[BLOCK] high, e        # local, as above
+    cdef floating[BLOCK] high           # local, as above
     for i in range(BLOCK):
         high[i] = top[i]
     for k in range(K):
         for i in range(BLOCK):
-            e[i] = sr_exp(T[k * ld + i], high[i], lowest)
-        for i in range(BLOCK):
-            T[k * ld + i] = e[i]
+            T[k * ld + i] = sr_exp(T[k * ld + i], high[i], lowest)
 
 
 cdef sr_void _sum(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* total) noexcept nogil:
-    """total OUT = sum_k T, compensated (Kahan), as exact for K = 1000 as for 2."""
-    cdef Py_ssize_t i, k
+    """total OUT = sum_k T, compensated (Kahan), as exact for K = 1000 as for 2; in strips that fit into registers."""
+    cdef Py_ssize_t i, k, strip
     cdef floating e, s
-    cdef floating[BLOCK] kept, lost
-    for i in range(BLOCK):
-        kept[i] = 0
-        lost[i] = 0
-    for k in range(K):
-        for i in range(BLOCK):
-            e = T[k * ld + i] - lost[i]
-            s = kept[i] + e
-            lost[i] = (s - kept[i]) - e
-            kept[i] = s
-    for i in range(BLOCK):
-        total[i] = kept[i]
+    cdef floating[32] kept, lost
+    for strip in range(0, 64, 32):      # BLOCK, which range() wants as a literal
+        for i in range(32):
+            kept[i] = 0
+            lost[i] = 0
+        for k in range(K):
+            for i in range(32):
+                e = T[k * ld + strip + i] - lost[i]
+                s = kept[i] + e
+                lost[i] = (s - kept[i]) - e
+                kept[i] = s
+        for i in range(32):
+            total[strip + i] = kept[i]
 
 
 cdef inline sr_inline_void _halve(double* lane, Py_ssize_t half) noexcept nogil:
@@ -242,39 +239,42 @@ cdef sr_void _row_tops(const floating* Z, Py_ssize_t count, Py_ssize_t K, floati
 
 
 cdef sr_void _row_exps(
-    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* top, floating lowest, floating* out, vec* sums
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* top, floating lowest, floating* out,
+    floating* sums
 ) noexcept nogil:
-    """out (count, K) OUT = exp(Z - top), maybe in place; sums (count,) OUT = its sums, lane by lane (Kahan).
+    """out (count, K >= 32) OUT = exp(Z - top), maybe in place; sums (count, 32) OUT = its sums, lane by lane (Kahan).
 
-    The last vector ends with the row; `fresh` is zero for what the others hold, too, and it is written last.
+    The last vector ends with the row and is written last; `fresh` is zero for what the others hold, too.
     """
-    cdef Py_ssize_t i, k, r, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    cdef Py_ssize_t whole = (K - 1) // lanes
+    cdef Py_ssize_t i, k, r, lanes = 16 if floating is float else 8
     cdef const floating* z
     cdef floating* to
-    cdef floating[16] fresh, tail, now
-    cdef vec kept, lost, e, s
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
+    cdef floating[16] tail
+    cdef floating[32] fresh, kept, lost
+    cdef floating e, s, high
+    for i in range(32):
+        fresh[i] = K - 32 + i >= (K - 1) // 32 * 32
+    for r in range(count):
+        z = Z + r * K
+        to = out + r * K
+        high = top[r]
         for i in range(lanes):
-            fresh[i] = K - lanes + i >= whole * lanes
-        for r in range(count):
-            z = Z + r * K
-            to = out + r * K
-            for i in range(lanes):
-                tail[i] = sr_exp(z[K - lanes + i], top[r], lowest)
-            kept = (<vec*>tail)[0] * (<vec*>fresh)[0]
-            lost = kept - kept
-            for k in range(whole):
-                for i in range(lanes):
-                    now[i] = sr_exp(z[k * lanes + i], top[r], lowest)
-                e = (<vec*>now)[0]
-                (<vec*>(to + k * lanes))[0] = e
-                e = e - lost
-                s = kept + e
-                lost = (s - kept) - e
-                kept = s
-            (<vec*>(to + K - lanes))[0] = (<vec*>tail)[0]
-            sums[r] = kept
+            tail[i] = sr_exp(z[K - lanes + i], high, lowest)
+        for k in range((K - 1) // lanes * lanes):
+            to[k] = sr_exp(z[k], high, lowest)
+        for i in range(lanes):
+            to[K - lanes + i] = tail[i]
+        for i in range(32):
+            kept[i] = to[K - 32 + i] * fresh[i]
+            lost[i] = 0
+        for k in range((K - 1) // 32):
+            for i in range(32):
+                e = to[k * 32 + i] - lost[i]
+                s = kept[i] + e
+                lost[i] = (s - kept[i]) - e
+                kept[i] = s
+        for i in range(32):
+            sums[r * 32 + i] = kept[i]
 
 
 cdef sr_void _row_scale(
@@ -612,16 +612,17 @@ cdef sr_void _pick(
     floating* out
 ) noexcept nogil:
     """out (BLOCK,) OUT = share * (T - top) at each row's class, then zeros."""
-    cdef Py_ssize_t i, k
-    cdef floating[BLOCK] z, own
-    for i in range(BLOCK):
-        own[i] = label[i]
-        z[i] = top[i]
-    for k in range(K):
-        for i in range(BLOCK):
-            z[i] = T[k * ld + i] if own[i] == <floating>k else z[i]
-    for i in range(BLOCK):
-        out[i] = share * _shifted(z[i], top[i])
+    cdef Py_ssize_t i, k, strip
+    cdef floating[32] z, own
+    for strip in range(0, 64, 32):      # BLOCK, as above
+        for i in range(32):
+            own[i] = label[strip + i]
+            z[i] = top[strip + i]
+        for k in range(K):
+            for i in range(32):
+                z[i] = T[k * ld + strip + i] if own[i] == <floating>k else z[i]
+        for i in range(32):
+            out[strip + i] = share * _shifted(z[i], top[strip + i])
 
 
 cdef sr_void _scale_deduct(
@@ -715,7 +716,7 @@ cdef double _wide_block(
 ) noexcept nogil:
     """SOFTMAX, or a LOSS of codes, from row-major logits to row-major `out`; return the summed loss.
 
-    Many classes fill vectors along the row. T and U hold what is left of each row, one vector that is then folded.
+    Many classes fill vectors along the row. T and U hold what is left of each row, 32 lanes that are then folded.
     """
     cdef const floating* Z = <const floating*>job.logits + start * job.K
     cdef floating* out = <floating*>job.out + start * job.K
@@ -724,7 +725,6 @@ cdef double _wide_block(
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK
     cdef floating* label = lanes + 5 * BLOCK if job.step == LOSS else NULL
-    cdef Py_ssize_t width = FLOAT_LANES if floating is float else DOUBLE_LANES
     cdef double loss = 0
     _row_tops(Z, count, job.K, U)
     _load_rows(U, count, 32, T, BLOCK)
@@ -733,12 +733,9 @@ cdef double _wide_block(
     if label != NULL:
         _labels(job, start, count, label)
         _row_pick(Z, count, job.K, label, top, fit)     # before `out` may take its place
-    if floating is float:
-        _row_exps(Z, count, job.K, top, <floating>job.lowest, out, <vfloat*>U)
-    else:
-        _row_exps(Z, count, job.K, top, <floating>job.lowest, out, <vdouble*>U)
-    _load_rows(U, count, width, T, BLOCK)
-    _sum(T, BLOCK, width, total)
+    _row_exps(Z, count, job.K, top, <floating>job.lowest, out, U)
+    _load_rows(U, count, 32, T, BLOCK)
+    _sum(T, BLOCK, 32, total)
     _row_scale(out, count, job.K, weight, total, label)
     if label != NULL:
         _log(total, top)    # beyond `count` it is anything: the weights there are zero
