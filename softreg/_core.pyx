@@ -239,21 +239,14 @@ cdef sr_void _row_tops(const floating* Z, Py_ssize_t count, Py_ssize_t K, floati
 
 
 cdef sr_void _row_exps(
-    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* top, floating lowest, floating* out,
-    floating* sums
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* top, floating lowest, floating* out
 ) noexcept nogil:
-    """out (count, K >= 32) OUT = exp(Z - top), maybe in place; sums (count, 32) OUT = its sums, lane by lane (Kahan).
-
-    The last vector ends with the row and is written last; `fresh` is zero for what the others hold, too.
-    """
+    """out (count, K >= 16) OUT = exp(Z - top), maybe in place; the last vector ends with the row and is written last."""
     cdef Py_ssize_t i, k, r, lanes = 16 if floating is float else 8
     cdef const floating* z
     cdef floating* to
     cdef floating[16] tail
-    cdef floating[32] fresh, kept, lost
-    cdef floating e, s, high
-    for i in range(32):
-        fresh[i] = K - 32 + i >= (K - 1) // 32 * 32
+    cdef floating high
     for r in range(count):
         z = Z + r * K
         to = out + r * K
@@ -264,12 +257,26 @@ cdef sr_void _row_exps(
             to[k] = sr_exp(z[k], high, lowest)
         for i in range(lanes):
             to[K - lanes + i] = tail[i]
+
+
+cdef sr_void _row_sums(const floating* E, Py_ssize_t count, Py_ssize_t K, floating* sums) noexcept nogil:
+    """sums (count, 32) OUT = the sums of each row of E (count, K >= 32), lane by lane (Kahan).
+
+    The last lanes end with the row; `fresh` is zero for what the others hold, too. Not in the loop above: a vector across
+    two that were just written waits for both.
+    """
+    cdef Py_ssize_t i, k, r
+    cdef floating[32] fresh, kept, lost
+    cdef floating e, s
+    for i in range(32):
+        fresh[i] = K - 32 + i >= (K - 1) // 32 * 32
+    for r in range(count):
         for i in range(32):
-            kept[i] = to[K - 32 + i] * fresh[i]
+            kept[i] = E[r * K + K - 32 + i] * fresh[i]
             lost[i] = 0
         for k in range((K - 1) // 32):
             for i in range(32):
-                e = to[k * 32 + i] - lost[i]
+                e = E[r * K + k * 32 + i] - lost[i]
                 s = kept[i] + e
                 lost[i] = (s - kept[i]) - e
                 kept[i] = s
@@ -733,7 +740,8 @@ cdef double _wide_block(
     if label != NULL:
         _labels(job, start, count, label)
         _row_pick(Z, count, job.K, label, top, fit)     # before `out` may take its place
-    _row_exps(Z, count, job.K, top, <floating>job.lowest, out, U)
+    _row_exps(Z, count, job.K, top, <floating>job.lowest, out)
+    _row_sums(out, count, job.K, U)
     _load_rows(U, count, 32, T, BLOCK)
     _sum(T, BLOCK, 32, total)
     _row_scale(out, count, job.K, weight, total, label)
