@@ -16,6 +16,7 @@ summed in order. So a result does not depend on the number of threads, not even 
 
 from cython.parallel cimport prange
 from libc.float cimport DBL_MAX, FLT_MAX
+from libc.math cimport log
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, sgemm
@@ -30,7 +31,7 @@ cdef extern from "_simd.h" nogil:
     const int DOUBLE_LANES "SR_DOUBLE_LANES"
     const int OPENMP "SR_OPENMP"
     # Macros for both types: they choose by the size of what is behind their last pointer, or of their first number.
-    double sr_exp "SR_EXP"(double, double)
+    double sr_exp "SR_EXP"(double, double, double)
     double sr_log "SR_LOG"(double)
     void sr_columns "SR_COLUMNS"(const void*, Py_ssize_t, void*, Py_ssize_t)
     void sr_rows "SR_ROWS"(const void*, Py_ssize_t, void*, Py_ssize_t)
@@ -47,7 +48,7 @@ cdef enum:
     GATHER_BELOW = 64   # features: below, a block of X is transposed into scratch, as dot products would be too short
     BLAS_CLASSES = 48   # classes of float32, half as many of float64: from here on BLAS wins (benchmarks/README.md)
     MAX_PARTS = 16      # parts of the rows that may run at the same time
-    WIDE = 64           # classes: from here on vectors run along a row; below, two or three of them wait too much
+    WIDE = 44           # classes: from here on vectors run along a row
     AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead
 
 
@@ -173,104 +174,131 @@ cdef sr_void _top(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* top)
         top[i] = most[i]
 
 
-cdef sr_void _exp(
-    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating floor, floating* total
-) noexcept nogil:
-    """T = exp(T - top), zero below `floor`; total OUT = sum_k T, compensated (Kahan), as exact for K = 1000 as for 2.
+cdef sr_void _exp(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating lowest) noexcept nogil:
+    """T = exp(T - top), zero where T - top < lowest."""
+    cdef Py_ssize_t i, k
+    cdef floating[BLOCK] high           # local, as above
+    for i in range(BLOCK):
+        high[i] = top[i]
+    for k in range(K):
+        for i in range(BLOCK):
+            T[k * ld + i] = sr_exp(T[k * ld + i], high[i], lowest)
 
-    In strips of two vectors: what belongs to a row stays in registers, and one vector's chain hides behind the other's.
-    """
-    cdef Py_ssize_t i, k, strip, width = 32 if floating is float else 16
+
+cdef sr_void _sum(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* total) noexcept nogil:
+    """total OUT = sum_k T, compensated (Kahan), as exact for K = 1000 as for 2; in strips that fit into registers."""
+    cdef Py_ssize_t i, k, strip
     cdef floating e, s
-    cdef floating* z
-    cdef floating[32] lost, kept, high
-    strip = 0
-    while strip < BLOCK:
-        for i in range(width):
+    cdef floating[32] kept, lost
+    for strip in range(0, 64, 32):      # BLOCK, which range() wants as a literal
+        for i in range(32):
             kept[i] = 0
             lost[i] = 0
-            high[i] = top[strip + i]
         for k in range(K):
-            z = T + k * ld + strip
-            for i in range(width):
-                e = sr_exp(z[i], high[i])
-                z[i] = e if e >= floor else 0
-                e = e - lost[i]
+            for i in range(32):
+                e = T[k * ld + strip + i] - lost[i]
                 s = kept[i] + e
                 lost[i] = (s - kept[i]) - e
                 kept[i] = s
-        for i in range(width):
+        for i in range(32):
             total[strip + i] = kept[i]
-        strip += width
 
 
-cdef inline sr_inline_void _halve(floating* lane, Py_ssize_t half, bint top) noexcept nogil:
-    """lane (half,) = the larger one, or the sum, of its first `half` numbers, a constant, and of those that follow."""
+cdef inline sr_inline_void _halve(double* lane, Py_ssize_t half) noexcept nogil:
+    """lane (half,) += the numbers that follow; half is a constant."""
     cdef Py_ssize_t i
     for i in range(half):
-        if top:
-            lane[i] = lane[i + half] if lane[i + half] > lane[i] else lane[i]
-        else:
-            lane[i] = lane[i] + lane[i + half]
+        lane[i] = lane[i] + lane[i + half]
 
 
-cdef inline sr_inline_void _fold(floating* lane, bint top) noexcept nogil:
-    """lane[0] = the largest one, or the sum, of 32 float or 16 double."""
-    if floating is float:
-        _halve(lane, 16, top)
-    _halve(lane, 8, top)
-    _halve(lane, 4, top)
-    _halve(lane, 2, top)
-    _halve(lane, 1, top)
+cdef inline sr_inline_void _fold(double* lane) noexcept nogil:
+    """lane[0] = the sum of 16 numbers."""
+    _halve(lane, 8)
+    _halve(lane, 4)
+    _halve(lane, 2)
+    _halve(lane, 1)
 
 
-cdef sr_void _softmax_rows(
-    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* weight, floating* out,
-    floating* top, floating* total
-) noexcept nogil:
-    """out (count, K) OUT = weight * softmax(Z), row-major with K >= 32, maybe in place; top and total (count,) OUT.
+cdef sr_void _row_tops(const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* tops) noexcept nogil:
+    """tops (count, 32) OUT = the largest numbers of each row of Z (count, K >= 32), lane by lane.
 
-    Many classes fill vectors along the row, which then stays in the nearest cache and needs no transposition. The
-    last vectors end with the row; `fresh` is zero for what the others hold, too, and they are written last.
+    Loops of 32: gcc unrolls shorter ones to scalars before it could make vectors of them.
     """
-    cdef Py_ssize_t i, k, r, width = 32 if floating is float else 16, whole = (K - 1) // width * width
+    cdef Py_ssize_t i, k, r
     cdef const floating* z
-    cdef floating* out_row
-    cdef floating[32] most, kept, lost, tail, fresh
-    cdef floating high, factor, e, s
-    for i in range(width):
-        fresh[i] = K - width + i >= whole
+    cdef floating[32] most              # local, as above
     for r in range(count):
         z = Z + r * K
-        out_row = out + r * K
-        for i in range(width):
-            most[i] = z[K - width + i]
-        for k in range(whole // width):
-            for i in range(width):
-                most[i] = z[k * width + i] if z[k * width + i] > most[i] else most[i]
-        _fold(most, True)
-        high = most[0]
-        for i in range(width):
-            e = sr_exp(z[K - width + i], high)
-            tail[i] = e
-            kept[i] = e * fresh[i]
+        for i in range(32):
+            most[i] = z[K - 32 + i]
+        for k in range((K - 1) // 32):
+            for i in range(32):
+                most[i] = z[k * 32 + i] if z[k * 32 + i] > most[i] else most[i]
+        for i in range(32):
+            tops[r * 32 + i] = most[i]
+
+
+cdef sr_void _row_exps(
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* top, floating lowest, floating* out
+) noexcept nogil:
+    """out (count, K >= 16) OUT = exp(Z - top), maybe in place; the last vector ends with the row and is written last."""
+    cdef Py_ssize_t i, k, r, lanes = 16 if floating is float else 8
+    cdef const floating* z
+    cdef floating* to
+    cdef floating[16] tail
+    cdef floating high
+    for r in range(count):
+        z = Z + r * K
+        to = out + r * K
+        high = top[r]
+        for i in range(lanes):
+            tail[i] = sr_exp(z[K - lanes + i], high, lowest)
+        for k in range((K - 1) // lanes * lanes):
+            to[k] = sr_exp(z[k], high, lowest)
+        for i in range(lanes):
+            to[K - lanes + i] = tail[i]
+
+
+cdef sr_void _row_sums(const floating* E, Py_ssize_t count, Py_ssize_t K, floating* sums) noexcept nogil:
+    """sums (count, 32) OUT = the sums of each row of E (count, K >= 32), lane by lane (Kahan).
+
+    The last lanes end with the row; `fresh` is zero for what the others hold, too. Not in the loop above: a vector across
+    two that were just written waits for both.
+    """
+    cdef Py_ssize_t i, k, r
+    cdef floating[32] fresh, kept, lost
+    cdef floating e, s
+    for i in range(32):
+        fresh[i] = K - 32 + i >= (K - 1) // 32 * 32
+    for r in range(count):
+        for i in range(32):
+            kept[i] = E[r * K + K - 32 + i] * fresh[i]
             lost[i] = 0
-        for k in range(whole // width):
-            for i in range(width):
-                e = sr_exp(z[k * width + i], high)
-                out_row[k * width + i] = e
-                e = e - lost[i]
+        for k in range((K - 1) // 32):
+            for i in range(32):
+                e = E[r * K + k * 32 + i] - lost[i]
                 s = kept[i] + e
                 lost[i] = (s - kept[i]) - e
                 kept[i] = s
-        _fold(kept, False)
-        top[r] = most[0]
-        total[r] = kept[0]
-        factor = weight[r] / kept[0]
-        for k in range(whole):
-            out_row[k] = out_row[k] * factor
-        for i in range(width):
-            out_row[K - width + i] = tail[i] * factor
+        for i in range(32):
+            sums[r * 32 + i] = kept[i]
+
+
+cdef sr_void _row_scale(
+    floating* out, Py_ssize_t count, Py_ssize_t K, const floating* times, const floating* over, const floating* label
+) noexcept nogil:
+    """out (count, K) *= times / over, row by row; then the entry of each row's class -= times, unless label is NULL."""
+    cdef Py_ssize_t i, k, r
+    cdef floating[BLOCK] factor
+    cdef floating f
+    for i in range(BLOCK):
+        factor[i] = times[i] / over[i]
+    for r in range(count):
+        f = factor[r]
+        for k in range(K):
+            out[r * K + k] = out[r * K + k] * f
+        if label != NULL:
+            out[r * K + <Py_ssize_t>label[r]] -= times[r]
 
 
 cdef sr_void _log(const floating* total, floating* out) noexcept nogil:
@@ -456,7 +484,7 @@ cdef sr_void _add_row_sums(
         for i in range(0, count, 16):
             for q in range(16):
                 lane[q] = lane[q] + T[k * ld + i + q]
-        _fold(lane, False)
+        _fold(lane)
         out[k] += lane[0]
 
 
@@ -494,7 +522,7 @@ cdef struct Job:    # what Python asked for; void is float or double
     const void* targets
     const void* sample_weight
     double label_smoothing, scale, l2
-    double floor                # smaller probabilities are zero: products of theirs would be subnormal, and slow
+    double lowest               # where exp becomes zero: in a pass, before products with it are subnormal, and slow
     # the products with X (m, d), if there are any
     const void* X
     const void* W               # (K, dp), packed but for BLAS; NULL: `logits` are given
@@ -552,7 +580,7 @@ cdef void _aim(
     job.sample_weight = _first[floating](sample_weight)
     job.label_smoothing, job.scale = label_smoothing, scale
     if within_pass:
-        job.floor = 1e-20 if floating is float else 1e-100
+        job.lowest = log(1e-20) if floating is float else log(1e-100)
 
 
 # --- blocks: what becomes of the logits -----------------------------------------------------------------------------
@@ -570,32 +598,56 @@ cdef sr_void _weights(const Job* job, Py_ssize_t start, Py_ssize_t count, floati
         weight[i] = 0
 
 
-cdef sr_void _pick(
-    const Job* job, Py_ssize_t start, Py_ssize_t count, const floating* T, Py_ssize_t ld, Py_ssize_t step,
-    const floating* top, floating share, floating* out
-) noexcept nogil:
-    """out (BLOCK,) OUT = share * (T - top) at each row's class, then zeros.
-
-    `ld` is between classes of T, `step` between rows.
-    """
+cdef sr_void _labels(const Job* job, Py_ssize_t start, Py_ssize_t count, floating* label) noexcept nogil:
+    """label (BLOCK,) OUT = the class of `count` rows from `start` on, then -1: floats, as what they choose from."""
     cdef Py_ssize_t i
-    cdef floating[BLOCK] z
     for i in range(count):
-        z[i] = T[job.codes[job.rows[start + i] if job.rows != NULL else start + i] * ld + i * step]
+        label[i] = <floating>job.codes[job.rows[start + i] if job.rows != NULL else start + i]
     for i in range(count, BLOCK):
-        z[i] = top[i]
-    for i in range(BLOCK):
-        out[i] = share * _shifted(z[i], top[i])
+        label[i] = -1
 
 
-cdef sr_void _deduct(
-    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, Py_ssize_t ld, Py_ssize_t step,
-    const floating* amount, floating share
+cdef sr_void _row_pick(
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* label, const floating* top, floating* out
 ) noexcept nogil:
-    """T at each row's class -= share * amount."""
-    cdef Py_ssize_t i
-    for i in range(count):
-        T[job.codes[job.rows[start + i] if job.rows != NULL else start + i] * ld + i * step] -= share * amount[i]
+    """out (count,) OUT = Z - top at each row's class."""
+    cdef Py_ssize_t r
+    for r in range(count):
+        out[r] = _shifted(Z[r * K + <Py_ssize_t>label[r]], top[r])
+
+
+cdef sr_void _pick(
+    const floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* label, const floating* top, floating share,
+    floating* out
+) noexcept nogil:
+    """out (BLOCK,) OUT = share * (T - top) at each row's class, then zeros."""
+    cdef Py_ssize_t i, k, strip
+    cdef floating[32] z, own
+    for strip in range(0, 64, 32):      # BLOCK, as above
+        for i in range(32):
+            own[i] = label[strip + i]
+            z[i] = top[strip + i]
+        for k in range(K):
+            for i in range(32):
+                z[i] = T[k * ld + strip + i] if own[i] == <floating>k else z[i]
+        for i in range(32):
+            out[strip + i] = share * _shifted(z[i], top[strip + i])
+
+
+cdef sr_void _scale_deduct(
+    floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* times, const floating* over, const floating* label,
+    floating share
+) noexcept nogil:
+    """T *= times / over, NULL stands for ones; then T at each row's class -= share * times."""
+    cdef Py_ssize_t i, k
+    cdef floating[BLOCK] own, less, factor
+    for i in range(BLOCK):
+        own[i] = label[i]
+        less[i] = share * times[i]
+        factor[i] = times[i] / over[i] if over != NULL else times[i]
+    for k in range(K):
+        for i in range(BLOCK):
+            T[k * ld + i] = T[k * ld + i] * factor[i] - (less[i] if own[i] == <floating>k else 0)
 
 
 cdef sr_void _losses(
@@ -613,7 +665,7 @@ cdef sr_void _losses(
             loss = loss if weight[i + q] != 0 else 0
             lane[q] = lane[q] + loss
             out[i + q] = <floating>loss
-    _fold(lane, False)
+    _fold(lane)
     total[0] += lane[0]
 
 
@@ -626,6 +678,7 @@ cdef double _loss_block(
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK        # sum_k Y (Z - top)
     cdef floating* loss_of_row = lanes + 4 * BLOCK
+    cdef floating* label = lanes + 5 * BLOCK
     cdef floating* P = <floating*>job.P
     cdef floating kept = <floating>(1 - job.label_smoothing), uniform = <floating>(job.label_smoothing / job.K)
     cdef (const floating*)[BLOCK] y
@@ -644,46 +697,62 @@ cdef double _loss_block(
     if job.codes == NULL:
         memset(fit, 0, BLOCK * sizeof(floating))
     else:
-        _pick(job, start, count, T, ld, 1, top, kept, fit)
+        _labels(job, start, count, label)
+        _pick(T, ld, K, label, top, kept, fit)
     if everywhere:
         _add_fit(T, ld, K, U, ldy, kept, uniform, top, fit)
-    _exp(T, ld, K, top, <floating>job.floor, total)
+    _exp(T, ld, K, top, <floating>job.lowest)
+    _sum(T, ld, K, total)
     _log(total, top)
     _losses(weight, top, fit, loss_of_row, &loss)
     if job.each != NULL:
         memcpy(<floating*>job.each + start, loss_of_row, count * sizeof(floating))
-    if P == NULL:
-        _scale(T, ld, K, weight, total)
-    else:
+    if P != NULL:
         _scale[floating](T, ld, K, NULL, total)
         _store_rows(T, ld, count, K, P + start * K)
-        _scale[floating](T, ld, K, weight, NULL)
+        total = NULL
+    if job.codes != NULL:
+        _scale_deduct(T, ld, K, weight, total, label, kept)
+    else:
+        _scale(T, ld, K, weight, total)
     if everywhere:
         _subtract(T, ld, K, U, ldy, kept, uniform, weight)
-    if job.codes != NULL:
-        _deduct(job, start, count, T, ld, 1, weight, kept)
     return loss
 
 
-cdef void _wide_block(const Job* job, Py_ssize_t start, Py_ssize_t count, floating* lanes) noexcept nogil:
-    """SOFTMAX, or a LOSS of codes, from row-major logits to row-major `out`."""
+cdef double _wide_block(
+    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes
+) noexcept nogil:
+    """SOFTMAX, or a LOSS of codes, from row-major logits to row-major `out`; return the summed loss.
+
+    Many classes fill vectors along the row. T and U hold what is left of each row, 32 lanes that are then folded.
+    """
     cdef const floating* Z = <const floating*>job.logits + start * job.K
     cdef floating* out = <floating*>job.out + start * job.K
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK
+    cdef floating* label = lanes + 5 * BLOCK if job.step == LOSS else NULL
     cdef double loss = 0
+    _row_tops(Z, count, job.K, U)
+    _load_rows(U, count, 32, T, BLOCK)
+    _top(T, BLOCK, 32, top)
     _weights(job, start, count, weight)
-    _softmax_rows(Z, count, job.K, weight, out, top, total)
-    if job.step == SOFTMAX:
-        return
-    _pick(job, start, count, Z, 1, job.K, top, <floating>1, fit)
-    _deduct(job, start, count, out, 1, job.K, weight, <floating>1)
-    if job.each != NULL:
+    if label != NULL:
+        _labels(job, start, count, label)
+        _row_pick(Z, count, job.K, label, top, fit)     # before `out` may take its place
+    _row_exps(Z, count, job.K, top, <floating>job.lowest, out)
+    _row_sums(out, count, job.K, U)
+    _load_rows(U, count, 32, T, BLOCK)
+    _sum(T, BLOCK, 32, total)
+    _row_scale(out, count, job.K, weight, total, label)
+    if label != NULL:
         _log(total, top)    # beyond `count` it is anything: the weights there are zero
         _losses(weight, top, fit, lanes + 4 * BLOCK, &loss)
+    if job.each != NULL:
         memcpy(<floating*>job.each + start, lanes + 4 * BLOCK, count * sizeof(floating))
+    return loss
 
 
 cdef floating* _softmax_block(
@@ -696,11 +765,13 @@ cdef floating* _softmax_block(
     _top(T, BLOCK, K, top)
     if job.step == LOG_SOFTMAX:
         memcpy(U, T, K * BLOCK * sizeof(floating))
-        _exp(U, BLOCK, K, top, 0, total)
+        _exp(U, BLOCK, K, top, <floating>job.lowest)
+        _sum(U, BLOCK, K, total)
         _log(total, total)
         _log_probabilities(T, BLOCK, K, top, total)
         return T
-    _exp(T, BLOCK, K, top, 0, total)
+    _exp(T, BLOCK, K, top, <floating>job.lowest)
+    _sum(T, BLOCK, K, total)
     if job.step == LOGSUMEXP:
         _log(total, total)
         for i in range(count):
@@ -724,10 +795,9 @@ cdef double _block(
     if job.logits != NULL:
         if K >= WIDE and job.out != NULL and (
             job.step == SOFTMAX
-            or job.step == LOSS and job.codes != NULL and job.label_smoothing == 0 and job.floor == 0
+            or job.step == LOSS and job.codes != NULL and job.label_smoothing == 0 and job.P == NULL
         ):
-            _wide_block(job, start, count, lanes)
-            return 0
+            return _wide_block(job, start, count, T, U, lanes)
         _load_rows(<const floating*>job.logits + start * K, count, K, T, job.block)
     if job.step == LOSS:
         loss = _loss_block(job, start, count, T, U, lanes)
@@ -853,7 +923,7 @@ cdef sr_void _add_penalty(
             lane[q] = lane[q] + <double>W[i + q] * <double>W[i + q]
     for i in range(whole, n):
         lane[0] = lane[0] + <double>W[i] * <double>W[i]
-    _fold(lane, False)
+    _fold(lane)
     squares[0] += lane[0]
 
 
@@ -888,8 +958,8 @@ cdef double _part(const Job* job, Py_ssize_t part, floating* scratch, double* su
     cdef floating* gradient = scratch + part * job.size     # (Kp, columns)
     cdef floating* T = gradient + job.Kp * job.columns      # (Kp, block) logits
     cdef floating* U = T + job.Kp * job.block               # (K, block) probabilities or targets
-    cdef floating* lanes = U + job.K * job.block            # (5, BLOCK) one number a row
-    cdef floating* features = lanes + 5 * BLOCK             # a block of X: transposed, padded or gathered
+    cdef floating* lanes = U + job.K * job.block            # (6, BLOCK) one number a row
+    cdef floating* features = lanes + 6 * BLOCK             # a block of X: transposed, padded or gathered
     cdef (const floating*)[BLOCK + TILE_ROWS] x
     cdef Py_ssize_t start = part * job.blocks // job.parts * job.block, count, strip
     cdef Py_ssize_t stop = min(job.m, (part + 1) * job.blocks // job.parts * job.block)
@@ -922,9 +992,11 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
     if job.K == 0:
         return 0
     job.backward = gradient is not None
+    if job.lowest == 0:
+        job.lowest = -104.7 if floating is float else -746.0    # half of the smallest subnormal number
     job.blocks = (job.m + job.block - 1) // job.block
     job.parts = max(1, min(<Py_ssize_t>MAX_PARTS, job.blocks))
-    job.size = job.Kp * (job.columns + job.block) + job.K * job.block + 5 * BLOCK
+    job.size = job.Kp * (job.columns + job.block) + job.K * job.block + 6 * BLOCK
     if job.gathered or job.transposed:
         job.size += job.block * max(job.d, job.columns if job.padded else 0)
     n_sums = _whole(job.parts * job.Kp, 8) if job.backward else 0
@@ -1377,58 +1449,51 @@ def momentum_step(
 # --- dual coordinate ascent -----------------------------------------------------------------------------------------
 
 cdef sr_void _dual_step(
-    const floating* z, Py_ssize_t Kp, floating c, floating floor, floating* q, floating* move, double* entropy
+    const floating* z, Py_ssize_t Kp, floating c, floating lowest, floating* q, floating* move, floating* terms,
+    double* entropy
 ) noexcept nogil:
     """q (Kp,) INOUT += move (Kp,) OUT = t (softmax(z) - q), and entropy (1,) OUT = H(q), as the twin says.
 
-    Kp is K in whole vectors: beyond K, z holds the lowest number and q zeros. Probabilities below `floor` are zero.
+    Kp is K in whole vectors: beyond K, z holds the lowest number and q zeros. terms (2, Kp) is scratch: what is added
+    up. Probabilities below exp(lowest) are zero.
     """
-    cdef Py_ssize_t i, k, width = 32 if floating is float else 16
-    cdef floating[32] most, total, cross, far, square, h
-    cdef floating e, x, over, t, kl
-    for i in range(width):
-        most[i] = z[i]
-        total[i] = cross[i] = far[i] = square[i] = h[i] = 0
-    for k in range(1, Kp // width):
-        for i in range(width):
-            most[i] = z[k * width + i] if z[k * width + i] > most[i] else most[i]
-    _fold(most, True)
-    for k in range(Kp // width):
-        for i in range(width):
-            e = sr_exp(z[k * width + i], most[0])
-            e = e if e >= floor else 0
-            move[k * width + i] = e
-            total[i] = total[i] + e
-            x = q[k * width + i]
-            over = 1 / x if x > 0 else 1
-            cross[i] = cross[i] + x * (sr_log(over) + _shifted(z[k * width + i], most[0]))
-    _fold(total, False)
-    _fold(cross, False)
-    over = 1 / total[0]
-    for k in range(Kp // width):
-        for i in range(width):
-            e = move[k * width + i] * over - q[k * width + i]
-            move[k * width + i] = e
-            far[i] = far[i] + (e if e > 0 else -e)
-            square[i] = square[i] + e * e
-    _fold(far, False)
-    _fold(square, False)
-    e = 0.5 * far[0] * far[0]
-    kl = sr_log(total[0]) - cross[0]
-    kl = kl if kl > e else e        # as Pinsker's inequality says; rounding may not know
-    t = kl + e if kl + e < 2 * e + c * square[0] else 2 * e + c * square[0]
-    t = t / (2 * e + c * square[0]) if e > 0 else 1
-    for k in range(Kp // width):
-        for i in range(width):
-            e = t * move[k * width + i]
-            x = q[k * width + i] + e
-            x = x if x >= floor else 0
-            move[k * width + i] = e
-            q[k * width + i] = x
-            over = 1 / x if x > 0 else 1
-            h[i] = h[i] + x * sr_log(over)
-    _fold(h, False)
-    entropy[0] = h[0]
+    cdef Py_ssize_t k
+    cdef floating high = z[0], e, x, over, t, tiny = <floating>(1e-20 if floating is float else 1e-100)
+    cdef double[2] sums
+    cdef double kl, far
+    for k in range(1, Kp):
+        high = z[k] if z[k] > high else high
+    for k in range(Kp):
+        e = sr_exp(z[k], high, lowest)
+        move[k] = e
+        terms[k] = e
+        x = q[k]
+        over = 1 / x if x > 0 else 1
+        terms[Kp + k] = x * (sr_log(over) + _shifted(z[k], high))
+    sums[0] = sums[1] = 0
+    _add_row_sums(terms, Kp, Kp, 2, sums)
+    over = <floating>(1 / sums[0])
+    kl = log(sums[0]) - sums[1]
+    for k in range(Kp):
+        e = move[k] * over - q[k]
+        move[k] = e
+        terms[k] = e if e > 0 else -e
+        terms[Kp + k] = e * e
+    sums[0] = sums[1] = 0
+    _add_row_sums(terms, Kp, Kp, 2, sums)
+    far = sums[0] * sums[0]
+    kl = max(kl, 0.5 * far)         # as Pinsker's inequality says; rounding may not know
+    t = <floating>min(1.0, (kl + 0.5 * far) / (far + c * sums[1])) if far > 0 else 1
+    for k in range(Kp):
+        e = t * move[k]
+        x = q[k] + e
+        x = x if x >= tiny else 0
+        move[k] = e
+        q[k] = x
+        over = 1 / x if x > 0 else 1
+        terms[k] = x * sr_log(over)
+    entropy[0] = 0
+    _add_row_sums(terms, Kp, Kp, 1, entropy)
 
 
 cdef sr_void _dual_rows(
@@ -1436,13 +1501,14 @@ cdef sr_void _dual_rows(
     const Py_ssize_t* order, Py_ssize_t count, floating* Wt, floating* bias, Py_ssize_t K, const floating* weight,
     double scale, double constant, floating* Q, Py_ssize_t Kp, floating* scratch, double* total
 ) noexcept nogil:
-    """One row after the other; scratch (3, Kp). A row of X is still in the nearest cache when it comes back."""
+    """One row after the other; scratch (5, Kp). A row of X is still in the nearest cache when it comes back."""
     cdef Py_ssize_t i, k, at, r, low, length
     cdef double entropy, s, squares
     cdef floating* z = scratch
     cdef floating* q = scratch + Kp
     cdef floating* move = scratch + 2 * Kp
-    cdef floating factor, lowest = -FLT_MAX if floating is float else -DBL_MAX
+    cdef floating factor, floor, lowest = -FLT_MAX if floating is float else -DBL_MAX
+    floor = <floating>(log(1e-20) if floating is float else log(1e-100))
     for k in range(K, Kp):
         z[k] = lowest
         q[k] = 0
@@ -1462,9 +1528,7 @@ cdef sr_void _dual_rows(
             _csr_row(data + low, indices + low, length, <float*>Wt, K, False, <vfloat*>z)
         else:
             _csr_row(data + low, indices + low, length, <double*>Wt, K, False, <vdouble*>z)
-        _dual_step(
-            z, Kp, <floating>(scale * s * squares), <floating>(1e-20 if floating is float else 1e-100), q, move, &entropy
-        )
+        _dual_step(z, Kp, <floating>(scale * s * squares), floor, q, move, scratch + 3 * Kp, &entropy)
         total[0] += s * entropy
         factor = <floating>(-scale * s)
         for k in range(K):
@@ -1491,10 +1555,10 @@ def csr_dual_epoch(
     Wt (p, K) INOUT -= scale * s * change of q * [x constant], c = scale * s * (||x||^2 + constant).
     Return sum_i s_i H(Q_i) over the positions, H the entropy, each as it was left.
     """
-    cdef Py_ssize_t K = Q.shape[1], Kp = _whole(K, 32 if floating is float else 16)
+    cdef Py_ssize_t K = Q.shape[1], Kp = _whole(K, 16)
     cdef floating* w = _corner[floating](Wt)
     cdef floating* bias = w + n_features * K if Wt.shape[0] > n_features else NULL
-    cdef floating* scratch = <floating*>malloc(3 * Kp * sizeof(floating))
+    cdef floating* scratch = <floating*>malloc(5 * Kp * sizeof(floating))
     cdef const floating* v = _first[floating](data)
     cdef const index_t* j = _first[index_t](indices)
     cdef const index_t* ptr = _first[index_t](indptr)
@@ -1505,7 +1569,7 @@ def csr_dual_epoch(
     cdef Py_ssize_t count = order.shape[0]
     cdef double total = 0
     if scratch == NULL:
-        raise MemoryError(f"{3 * Kp * sizeof(floating)} bytes of scratch memory")
+        raise MemoryError(f"{5 * Kp * sizeof(floating)} bytes of scratch memory")
     with nogil:
         _dual_rows(v, j, ptr, r, visits, count, w, bias, K, s, scale, constant, q, Kp, scratch, &total)
     free(scratch)

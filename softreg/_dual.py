@@ -121,8 +121,8 @@ class Dual:
         self.follow(objective.moments(Q - Y))
 
     def bound(self):
-        """The proven lower bound on min F that Q gives, less the rounding of entropies, which are near 1 - 1 + tiny."""
+        """The proven lower bound on min F that Q gives."""
         G = np.empty(self.objective.shape)
         self.objective.coef(G)[...] = -self.objective.l2 * self.objective.coef(self.W)
         self.intercepts(G)[...] = -self.objective.l2 / self.constant * self.moved
-        return self.objective.dual_bound(self.entropy, G) - 4 * float(np.finfo(self.Q.dtype).eps)
+        return self.objective.dual_bound(self.entropy, G)

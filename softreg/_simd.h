@@ -170,59 +170,46 @@ SR_PLAIN(double, sr_vdouble, SR_DOUBLE_LANES)
  * exp: z - top with its rounding error (Knuth's two-sum: logits of 1e4 leave an error of 1e-3 there in float32), so that an
  *      exact shift of all logits changes no bit; = n ln2 + r, a minimax polynomial in r, times 2^n. The power is a shift: the
  *      exponent it wants is made in the low bits of n, 24 (53) too large; the last factor takes that back and underflows
- *      gradually. Where exp is below the smallest subnormal, that exponent is 0 and so is the power: zero without an
- *      underflow, which would cost a hundred cycles.
+ *      gradually. Below `lowest`, where that exponent may not exist, it is zero. NaN stays NaN. The polynomial goes two
+ *      terms at a time: half as many steps that wait for one another.
  * log: x = 2^e m with m in [sqrt(1/2), sqrt(2)), then log m = 2 atanh(t), t = (m - 1)/(m + 1), as its series.
- * Adding 1.5 * 2^(mantissa bits) rounds to an integer and leaves that integer in the low bits. NaN stays NaN. */
+ * Adding 1.5 * 2^(mantissa bits) rounds to an integer and leaves that integer in the low bits. */
 SR_INLINE float sr_bits_float(int32_t i) { float x; memcpy(&x, &i, sizeof x); return x; }
 SR_INLINE int32_t sr_float_bits(float x) { int32_t i; memcpy(&i, &x, sizeof i); return i; }
 SR_INLINE double sr_bits_double(int64_t i) { double x; memcpy(&x, &i, sizeof x); return x; }
 SR_INLINE int64_t sr_double_bits(double x) { int64_t i; memcpy(&i, &x, sizeof i); return i; }
 
-SR_INLINE float sr_exp_float(float z, float top) {
+SR_INLINE float sr_exp_float(float z, float top, float lowest) {
     const float round = 12582912.0f + 127 + 24;
-    float x = z - top;
-    const float back = x - z;
-    const float error = x < -104.7f ? 0.0f : (z - (x - back)) - (top + back);
-    x = x < -104.7f ? -104.7f : x;
+    const float x = z - top, back = x - z, error = (z - (x - back)) - (top + back);
     float n = x * 1.44269504f + round;
     const float power = sr_bits_float((int32_t)((uint32_t)sr_float_bits(n) << 23));
     n -= round;
     float r = x - n * 0.693145752f;
     r = (r - n * 1.42860677e-6f) + error;
-    float p = 1.98909908e-4f;
-    p = p * r + 1.39336500e-3f;
-    p = p * r + 8.33331093e-3f;
-    p = p * r + 4.16664649e-2f;
-    p = p * r + 1.66666667e-1f;
-    p = p * r + 5.00000001e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return p * power * 5.9604644775390625e-8f;
+    const float u = r * r;
+    float p = 1.38144671e-3f * u + (8.36878041e-3f * r + 4.16683942e-2f);
+    p = p * u + (1.66665201e-1f * r + 4.99999934e-1f);
+    p = p * u + r + 1.0f;
+    return x < lowest ? 0.0f : p * power * 5.9604644775390625e-8f;
 }
 
-SR_INLINE double sr_exp_double(double z, double top) {
+SR_INLINE double sr_exp_double(double z, double top, double lowest) {
     const double round = 6755399441055744.0 + 1023 + 53;
-    double x = z - top;
-    const double back = x - z;
-    const double error = x < -746.0 ? 0.0 : (z - (x - back)) - (top + back);
-    x = x < -746.0 ? -746.0 : x;
+    const double x = z - top, back = x - z, error = (z - (x - back)) - (top + back);
     double n = x * 1.4426950408889634 + round;
     const double power = sr_bits_double((int64_t)((uint64_t)sr_double_bits(n) << 52));
     n -= round;
     double r = x - n * 0.693147180369123816490;
     r = (r - n * 1.90821492927058770002e-10) + error;
-    double p = 2.5100385495510319e-8;
-    p = p * r + 2.7620088445409748e-7;
-    p = p * r + 2.7557268459997065e-6;
-    p = p * r + 2.4801521295954375e-5;
-    p = p * r + 1.9841269863053617e-4;
-    p = p * r + 1.3888888917213717e-3;
-    p = p * r + 8.3333333333300618e-3;
-    p = p * r + 4.1666666666624128e-2;
-    p = p * r + 1.6666666666666667e-1;
-    p = p * r + 0.5;
-    p = p * (r * r) + r + 1.0;
-    return p * power * 1.1102230246251565e-16;
+    const double u = r * r;
+    double p = 2.5100385495510319e-8 * r + 2.7620088445409748e-7;
+    p = p * u + (2.7557268459997065e-6 * r + 2.4801521295954375e-5);
+    p = p * u + (1.9841269863053617e-4 * r + 1.3888888917213717e-3);
+    p = p * u + (8.3333333333300618e-3 * r + 4.1666666666624128e-2);
+    p = p * u + (1.6666666666666667e-1 * r + 0.5);
+    p = p * u + r + 1.0;
+    return x < lowest ? 0.0 : p * power * 1.1102230246251565e-16;
 }
 
 SR_INLINE float sr_log_float(float x) {
@@ -260,7 +247,8 @@ SR_INLINE double sr_log_double(double x) {
 
 /* --- for both types: by the size of the first number, or of what is behind the last pointer --------------------------- */
 #define SR_IS_FLOAT(x) (sizeof(x) == sizeof(float))
-#define SR_EXP(z, top) (SR_IS_FLOAT(z) ? sr_exp_float((float)(z), (float)(top)) : sr_exp_double(z, top))
+#define SR_EXP(z, top, lowest) (SR_IS_FLOAT(z) \
+    ? sr_exp_float((float)(z), (float)(top), (float)(lowest)) : sr_exp_double(z, top, lowest))
 #define SR_LOG(x) (SR_IS_FLOAT(x) ? sr_log_float((float)(x)) : sr_log_double(x))
 #define SR_BOTH(f, a, j, b, ld, P) (SR_IS_FLOAT(*(b)) \
     ? f##_float((const float* P)(a), j, (float*)(b), ld) : f##_double((const double* P)(a), j, (double*)(b), ld))

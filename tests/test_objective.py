@@ -343,8 +343,8 @@ def test_gap_is_a_bound_and_tight(form, intercept, penalty, kind):
     least = total(objective, best)
     # Both at once: scipy is at the optimum, and the bound says so. L-BFGS-B ends where F moves by less than its
     # rounding, some 1e-16, with gradients of some sqrt(1e-16 L) = 1e-8. The bound is of first order in the
-    # gradients of intercepts and of what l1 keeps at zero, times logarithms or coefficients of some 10.
-    assert 0 <= gap_at(objective, best) <= 1e-7
+    # up to 15 gradients of intercepts and of what l1 keeps at zero, times logarithms or coefficients of some 10.
+    assert 0 <= gap_at(objective, best) <= 1e-6
     # Anywhere else it must not be less than the distance to a value that is itself not under the minimum: no
     # tolerance but the rounding of values of some (1 + size of the logits).
     for seed, scale in enumerate([0.0, 0.01, 0.3, 1.0, 10.0, 100.0]):
