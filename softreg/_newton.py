@@ -54,8 +54,8 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, 
         record = run.record(at.value)
         norm = reached if better else dual_norm(M, at.gradient)
         if part.share == 1 and not wary.share.any():  # the solve may already be what `confirm` would do
-            whole = decrease if better and shortened == 1 else None
-            run.estimated(solve.gap(M, at.value, noise, whole), at.value, tol)
+            whole = better and shortened == 1
+            run.estimated(solve.gap(M, at.value, noise, reached if whole else None), at.value, tol)
         trusted = better and shortened == 1 and decrease >= 0.5 * solve.decrease
         if not run.converged and trusted and solve.left(decrease, norm) <= tol * abs(at.value):
             at, part = confirm(objective, at, M, tol, run, wary), Part(objective, order, objective.n_rows)
@@ -197,9 +197,9 @@ def confirm(objective, at, M, tol, run, wary):
     solve = trust_region_cg(objective, at.P, at.gradient, M, np.inf, 0.1, 300, min_products=least(M), enough=enough)
     run.passes += solve.products
     new, t = search(objective, at, solve.step, noise, run, wary)
-    brought = at.value - new.value
-    run.estimated(solve.gap(M, at.value, noise, brought if brought > 0 and t == 1 else None), at.value, tol)
-    at = new if brought > 0 else at
+    whole = new.value < at.value and t == 1
+    run.estimated(solve.gap(M, at.value, noise, dual_norm(M, new.gradient) if whole else None), at.value, tol)
+    at = new if new.value < at.value else at
     run.W = at.W
     return at
 
@@ -227,22 +227,20 @@ class Solve:
     products: int
     cut: bool  # at the boundary, at the most products, or where rounding left no curvature too soon
 
-    def gap(self, M, value, eps, brought=None):
+    def gap(self, M, value, eps, reached=None):
         """An estimate of F - min F where the solve began, or where its step led; inf where it does not carry one.
 
         The gap of the quadratic model is 1/2 g^T H^-1 g. It takes a solve to its end, and at least 20 products, as
         directions that matter late show late, or 5 where M is the whole Hessian but for rounding. It is doubled: the
         decrement is half of the gap where the loss falls off exponentially, as it does for nearly separable classes.
-        A whole step that `brought` F down leaves what the solve left, doubled, and three times what the model missed:
-        such a loss keeps 1 / e of itself, and the model misses 1 / 2 - 1 / e. Where the loss is tiny, so are the
-        curvatures p (1 - p), and 1 % of them is rounding: no estimate.
+        Where a whole step led, `reached` is the norm of the gradient in that of M^-1. M^-1 over the smallest eigenvalue
+        of M^-1 H stands for H^-1, and three times that, as such a loss has only 1 / e of its curvature left.
+        Where the loss is tiny, so are the curvatures p (1 - p), and 1 % of them is rounding: no estimate.
         """
         thorough = not self.cut and (self.exact or self.products >= least(M))
         if not thorough or abs(value) < 100 * eps:
             return np.inf
-        if brought is None:
-            return 2 * self.decrement
-        return 2 * (self.decrement - self.decrease) + 3 * abs(brought - self.decrease)
+        return 2 * self.decrement if reached is None else 3 * reached**2 / self.smallest
 
     def left(self, decrease, norm):
         """Roughly what is left of F - min F after a step that brought `decrease`, to a gradient of that norm.

@@ -38,7 +38,7 @@ class Run:
     def bounded(self, bound, tol):
         """Note the gap to the best proven lower bound on min F, this one or an earlier; whether it is within tol.
 
-        Losses and entropies have probabilities near 1 behind them, each rounded by eps; their mean, by less than 0.1 eps.
+        Losses and entropies come from probabilities near 1, rounded by eps; their means are off by less than 0.1 eps.
         """
         bound -= 0.1 * float(np.finfo(self.W.dtype).eps)
         self.bound, loss = max(self.bound, bound), self.records[-1]["loss"]
