@@ -240,7 +240,8 @@ class Solve:
         thorough = not self.cut and (self.exact or self.products >= least(M))
         if not thorough or abs(value) < 100 * eps:
             return np.inf
-        return 2 * self.decrement if reached is None else 3 * reached**2 / self.smallest
+        before = 2 * self.decrement
+        return before if reached is None else min(before, 3 * reached**2 / self.smallest)
 
     def left(self, decrease, norm):
         """Roughly what is left of F - min F after a step that brought `decrease`, to a gradient of that norm.
