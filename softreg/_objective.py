@@ -61,6 +61,11 @@ class Objective:
         self._moments = None
         self.total_weight = float(self.n_rows if weight is None else weight.sum(dtype=np.float64))
 
+    def _of_rows(self):
+        """Codes, targets and weights of the rows; what there is not is None."""
+        rows = slice(None) if self.rows is None else self.rows
+        return tuple(None if a is None else a[rows] for a in (self.codes, self.targets, self.sample_weight))
+
     # --- arrays -------------------------------------------------------------------------------------------------
 
     def empty(self):
@@ -138,16 +143,14 @@ class Objective:
 
     def line_minimum(self, W, step, longest, trials=20):
         """t in (0, longest] with the least F(W + t step), but for l1, to a tenth of its size: the root of dF/dt."""
-        rows = slice(None) if self.rows is None else self.rows
-        of_rows = (self.codes, self.targets, self.sample_weight)
-        codes, targets, weight = (None if a is None else a[rows] for a in of_rows)
+        of_rows = self._of_rows()
         Z, dZ = self.logits(W), self.logits(step)
         linear, square = (self.l2 * inner(self.coef(A), self.coef(step)) for A in (W, step))
         G = np.empty_like(Z)
 
         def slope(t):
             at = Z + self.dtype.type(t) * dZ
-            _core.cross_entropy(at, codes, targets, weight, self.label_smoothing, None, G, self.n_threads)
+            _core.cross_entropy(at, *of_rows, self.label_smoothing, None, G, self.n_threads)
             return inner(G, dZ) / self.total_weight + linear + t * square
 
         low, high = 0.0, longest
@@ -159,12 +162,11 @@ class Objective:
         return low or high
 
     def value(self, W):
-        """F(W), but for l1: half the work of a gradient. For sparse X."""
-        rows = slice(None) if self.rows is None else self.rows
-        of_rows = (self.codes, self.targets, self.sample_weight)
+        """F(W), but for l1: half the work of a gradient."""
         losses = np.empty(self.n_rows, self.dtype)
-        args = (*(None if a is None else a[rows] for a in of_rows), self.label_smoothing, losses, None)
-        _core.cross_entropy(self.logits(W), *args, self.n_threads)
+        _core.cross_entropy(
+            self.logits(W), *self._of_rows(), self.label_smoothing, losses, None, self.n_threads
+        )
         return losses.sum(dtype=np.float64) / self.total_weight + 0.5 * self.l2 * squared_norm(self.coef(W))
 
     def dual_epoch(self, W, Q, order, constant):
@@ -234,21 +236,22 @@ class Objective:
 
     def distributions(self):
         """Y, the target distributions of the rows, (n, K)."""
-        rows = slice(None) if self.rows is None else self.rows
-        if self.targets is None:
+        codes, targets, _ = self._of_rows()
+        if targets is None:
             Y = np.zeros((self.n_rows, self.n_classes), self.dtype)
-            Y[np.arange(self.n_rows), self.codes[rows]] = 1
+            Y[np.arange(self.n_rows), codes] = 1
         else:
-            Y = self.targets[rows].astype(self.dtype)
+            Y = targets.astype(self.dtype)
         Y *= 1 - self.label_smoothing
         Y += self.label_smoothing / self.n_classes
         return Y
 
     def shares(self):
         """s / S of the rows, (n,)."""
-        if self.sample_weight is None:
+        weight = self._of_rows()[2]
+        if weight is None:
             return np.full(self.n_rows, self.dtype.type(1 / self.total_weight))
-        return self.sample_weight[slice(None) if self.rows is None else self.rows] / self.dtype.type(self.total_weight)
+        return weight / self.dtype.type(self.total_weight)
 
     def moments(self, C):
         """(1/S) sum_i s_i c_i [x_i 1]^T for C (n, K), which is overwritten; an array like W."""

@@ -303,10 +303,7 @@ class Diagonal:
 
     def __init__(self, objective):
         self.objective = objective
-        weight = objective.sample_weight
-        if weight is not None and objective.rows is not None:
-            weight = weight[objective.rows]
-        self.weight = (np.ones(objective.n_rows) if weight is None else weight) / objective.total_weight
+        self.weight = objective.shares().astype(np.float64)
 
     def refresh(self, P):
         objective = self.objective
