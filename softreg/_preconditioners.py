@@ -159,7 +159,7 @@ class Exact(Standardised):
         for j in range(p):  # what softmax leaves free, the same for all classes: no step goes there, see `solve`
             H[j::p, j::p] += diagonal[:, j].max() / K
         # sums of numbers up to 1 are behind it: rounding may weigh more than curvature where the classes are separated
-        self.inverse, shift = positive_inverse(H, diagonal.ravel() + 1e-8 * diagonal.max() + 1e-14)
+        self.factor, shift = cholesky(H, diagonal.ravel() + 1e-8 * diagonal.max() + 1e-14)
         self.whole = self.complete and shift == 0
 
     def _sum(self, P):
@@ -185,7 +185,7 @@ class Exact(Standardised):
         return H
 
     def solve(self, G):
-        V = (self.inverse @ self.gradient(G).ravel()).reshape(G.shape)
+        V = lapack.dpotrs(self.factor, self.gradient(G).ravel(), lower=1)[0].reshape(G.shape)
         return self.step(V - V.mean(axis=0))
 
 
@@ -236,7 +236,7 @@ class ScaledCorrelation(Standardised):
         size = np.sqrt(np.maximum(C.diagonal(), 1e-12))
         C = (1 - self.shrinkage) * C.astype(np.float64) / np.outer(size, size)
         C[np.diag_indices_from(C)] = 1.0 + 1e-4
-        self.inverse = positive_inverse(C)[0].astype(np.float32)
+        self.inverse = mirrored(lapack.dpotri(cholesky(C)[0], lower=1, overwrite_c=1)[0]).astype(np.float32)
 
     def refresh(self, P):
         self.U, curvature = class_directions(P[self.picked], self.weight)
@@ -317,21 +317,18 @@ class Diagonal:
         return np.asarray(V.T, order="F" if self.objective.sparse else "C")
 
 
-def positive_inverse(A, scale=1.0):
-    """The inverse of a symmetric positive definite matrix, and what it took.
+def cholesky(A, scale=1.0):
+    """The lower factor of a symmetric positive definite matrix, and what it took.
 
     Where rounding made it indefinite, a share of `scale` is added to the diagonal, 1e-12 of it and then ever more.
     """
     for shift in (0.0, *np.logspace(-12, 0, 7)):
         shifted = A.copy()
         shifted[np.diag_indices_from(A)] += shift * scale
-        factor, info = lapack.dpotrf(shifted, lower=1, overwrite_a=1, clean=0)
+        factor, info = lapack.dpotrf(shifted.T, lower=1, overwrite_a=1, clean=0)  # symmetric: .T is for Fortran's order
         if info == 0:
-            break
-    else:
-        raise np.linalg.LinAlgError("the preconditioner is not positive definite")
-    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    return mirrored(inverse), shift
+            return factor, shift
+    raise np.linalg.LinAlgError("the preconditioner is not positive definite")
 
 
 def mirrored(lower):
