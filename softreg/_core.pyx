@@ -241,7 +241,7 @@ cdef sr_void _row_tops(const floating* Z, Py_ssize_t count, Py_ssize_t K, floati
 cdef sr_void _row_exps(
     const floating* Z, Py_ssize_t count, Py_ssize_t K, const floating* top, floating lowest, floating* out
 ) noexcept nogil:
-    """out (count, K >= 16) OUT = exp(Z - top), maybe in place; the last vector ends with the row and is written last."""
+    """out (count, K >= 16) OUT = exp(Z - top), maybe in place; the last vector ends with the row, written last."""
     cdef Py_ssize_t i, k, r, lanes = 16 if floating is float else 8
     cdef const floating* z
     cdef floating* to
@@ -262,8 +262,8 @@ cdef sr_void _row_exps(
 cdef sr_void _row_sums(const floating* E, Py_ssize_t count, Py_ssize_t K, floating* sums) noexcept nogil:
     """sums (count, 32) OUT = the sums of each row of E (count, K >= 32), lane by lane (Kahan).
 
-    The last lanes end with the row; `fresh` is zero for what the others hold, too. Not in the loop above: a vector across
-    two that were just written waits for both.
+    The last lanes end with the row; `fresh` is zero for what the others hold, too. Not in the loop above: a vector
+    across two that were just written waits for both.
     """
     cdef Py_ssize_t i, k, r
     cdef floating[32] fresh, kept, lost
