@@ -72,9 +72,7 @@ class Dual:
     def mix(self):
         """Move Q from Y, where W is zero, towards the probabilities at W: all the way where W is optimal."""
         objective, W, P = self.objective, self.W, self.objective.probabilities()
-        value, G = objective.value_and_gradient(W, P)
-        objective.coef(G)[...] -= objective.dtype.type(objective.l2) * objective.coef(W)
-        entropy = value - 0.5 * objective.l2 * squared_norm(objective.coef(W)) - np.vdot(G, W)
+        entropy, G = objective.dual_point(W, *objective.value_and_gradient(W, P))
         charge = squared_norm(objective.coef(G)) + self.constant * squared_norm(self.intercepts(G))
         best = objective.l2 * max(entropy, 0.0) / charge if charge > 0 else 1.0  # of the dual, as H is concave
         share = objective.dtype.type(min(1.0, best))
@@ -83,6 +81,7 @@ class Dual:
         self.intercepts(W)[...] += self.moved
 
     def intercepts(self, W):
+        """The last column of an array like W, or no column."""
         return W[:, self.objective.n_features :]
 
     def follow(self, G):

@@ -164,9 +164,8 @@ class Objective:
     def value(self, W):
         """F(W), but for l1: half the work of a gradient."""
         losses = np.empty(self.n_rows, self.dtype)
-        _core.cross_entropy(
-            self.logits(W), *self._of_rows(), self.label_smoothing, losses, None, self.n_threads
-        )
+        args = (*self._of_rows(), self.label_smoothing, losses, None, self.n_threads)
+        _core.cross_entropy(self.logits(W), *args)
         return losses.sum(dtype=np.float64) / self.total_weight + 0.5 * self.l2 * squared_norm(self.coef(W))
 
     def dual_epoch(self, W, Q, order, constant):
@@ -189,11 +188,13 @@ class Objective:
         """
         if not self.l2 and not self.l1:
             return np.inf
-        coef = np.asarray(self.coef(W), np.float64)
-        G = np.array(gradient, np.float64)
+        return max(value + self.penalty_l1(W) - self.dual_bound(*self.dual_point(W, value, gradient)), 0.0)
+
+    def dual_point(self, W, value, gradient):
+        """The mean entropy of the probabilities at W, and G of them, float64: what `dual_bound` is made from."""
+        G, coef = np.array(gradient, np.float64), np.asarray(self.coef(W), np.float64)
         self.coef(G)[...] -= self.l2 * coef
-        entropy = value - 0.5 * self.l2 * squared_norm(coef) - np.vdot(G, W)
-        return max(value + self.penalty_l1(W) - self.dual_bound(entropy, G), 0.0)
+        return value - 0.5 * self.l2 * squared_norm(coef) - inner(G, W), G
 
     def dual_bound(self, entropy, G):
         """A proven lower bound on min F, from distributions Q by their mean entropy (1/S) sum_i s_i H(Q_i) and G(Q).
