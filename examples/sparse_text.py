@@ -37,8 +37,8 @@ model = SoftmaxRegression(alpha=1e-4).fit(X_train, y_train)
 seconds = time.perf_counter() - start
 print(f"fit: {model.score(X_test, y_test):.1%} right after {seconds:.2f} s, coef_ is {model.coef_.dtype}")
 
-# The same rows as a stream, 500 at a time, four times over. Adam takes long steps for words that come in few rows.
-stream = SoftmaxRegression(alpha=1e-4, solver="adam", random_state=0)
+# The same rows as a stream, 500 at a time, four times over.
+stream = SoftmaxRegression(alpha=1e-4, random_state=0)
 for _ in range(4):
     for start in range(0, X_train.shape[0], 500):
         stream.partial_fit(X_train[start : start + 500], y_train[start : start + 500], classes=model.classes_)

@@ -31,12 +31,13 @@ def suits(objective):
     return objective.sparse and objective.l2 > 0 and not objective.l1 and K * p > EXACT_SIZE
 
 
-def dual_ascent(objective, W, *, max_iter, tol, random_state, monitor):
-    """Epochs in random order, until the proven gap is within tol * F, or stopped on "slow"; W is changed in place.
+def dual_ascent(objective, W, *, max_iter, tol, random_state, monitor, stop_if_slow=True):
+    """Epochs in random order until the proven gap is within tol * F; W is changed in place.
 
-    What Q leaves of F is an estimate of the gap, and free. Once it is small, Q is balanced, for a proof.
+    What Q leaves of F is an estimate of the gap, and free. Once it is small, Q is balanced, for a proof. With
+    `stop_if_slow` the run ends with `stopped_on` "slow" where Newton's method is likely to be faster.
     """
-    run, dual, gaps = Run(W), Dual(objective, W), []
+    run, dual, gaps = Run(W, "dual"), Dual(objective, W), []
     for epoch in range(max_iter):
         monitor.begin()
         dual.epoch(random_state.permutation(objective.n_rows))
@@ -50,7 +51,7 @@ def dual_ascent(objective, W, *, max_iter, tol, random_state, monitor):
             run.bounded(dual.bound(), tol)
         if monitor(W, record) or run.converged:
             break
-        if len(gaps) > WINDOW:
+        if stop_if_slow and len(gaps) > WINDOW:
             speed = np.log(gaps[-1 - WINDOW] / gaps[-1]) / WINDOW
             if gaps[-1] > tol * abs(record["loss"]) * np.exp(min(LONGEST * speed, 700)):
                 run.stopped_on = "slow"

@@ -18,7 +18,7 @@ from softreg import _dual, _sgd, _solvers
 from softreg._monitor import Callbacks, Monitor
 from softreg._newton import newton
 from softreg._objective import Objective
-from softreg._optimizers import SGD, AdaGrad, Adam, RMSProp
+from softreg._optimizers import SGD
 from softreg._prediction import LinearSoftmaxClassifier
 from softreg._threads import effective_n_threads, single_threaded_blas
 from softreg._validation import all_or_nothing, check_data, check_finite, finite_or_error
@@ -26,12 +26,7 @@ from softreg.functional import _check_floats, _check_weights
 
 SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}
 # Which solvers a parameter is for; what is not named here is for all of them.
-STOCHASTIC = ("sgd", "adagrad", "rmsprop", "adam")
-ONLY_FOR = {
-    **dict.fromkeys(("batch_size", "learning_rate", "eta0", "average", "shuffle"), STOCHASTIC),
-    **dict.fromkeys(("momentum", "nesterov"), ("sgd",)),
-    **dict.fromkeys(("beta_1", "beta_2"), ("adam",)),
-}
+ONLY_FOR_SGD = ("batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle")
 
 
 class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstimator):
@@ -52,14 +47,15 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         Share of the L1 penalty, in [0, 1]; above 0, coefficients can be exactly zero.
     fit_intercept : bool, default=True
         Whether to fit an intercept for each class.
-    solver : {"auto", "newton-cg", "lbfgs", "sgd", "adagrad", "rmsprop", "adam"}, default="auto"
-        "auto" is preconditioned Newton-CG that starts with a little SGD and on a sample of the rows where there are
-        many; dual coordinate ascent where X is sparse, and Newton-CG after it where that gets slow; and accelerated
-        proximal gradient where l1_ratio > 0. "newton-cg" takes all rows from the start; "lbfgs" is scipy's. The others
-        take minibatches: "sgd" is gradient descent with momentum, "adagrad", "rmsprop" and "adam" divide by the size
-        of the gradients so far. `partial_fit` takes "sgd" where the solver is one of the first three.
+    solver : {"auto", "newton", "dual", "proximal_gradient", "sgd"}, default="auto"
+        "newton" is preconditioned Newton-CG; on many dense rows it starts with a little SGD and on a sample of them.
+        "dual" is dual coordinate ascent; it needs sparse X, alpha > 0 and l1_ratio = 0. "proximal_gradient" is
+        accelerated proximal gradient descent (FISTA); it alone can do l1_ratio > 0 beside "sgd", which is minibatch
+        gradient descent with momentum. "auto" is "newton" where X is dense or small; "dual" where X is sparse, and
+        "newton" after it where "dual" gets slow; and "proximal_gradient" where l1_ratio > 0. `solver_` says what ran.
+        `partial_fit` always takes minibatches, as "sgd" does.
     max_iter : int, default=100
-        The most iterations: Newton or L-BFGS steps, proximal steps, epochs of SGD or of dual coordinate ascent.
+        The most iterations: Newton or proximal steps, epochs of SGD or of dual coordinate ascent.
     tol : float, default=1e-4
         The fit has converged when F - min F is at most tol * F, by a proven bound or by the estimate that
         `stopped_on_` tells of; otherwise it warns.
@@ -73,16 +69,11 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     eta0 : float or "auto", default="auto"
         The first rate. "auto" finds one for each feature, from the root mean square of its entries that are not zero,
         and so does not depend on its unit: the largest that does not overshoot on the mean batch, by the data's
-        curvature; of "adagrad", "rmsprop" and "adam" what moves the logits of a mean row by at most 5, 1 and 2 a
-        step. In a stream it is found again for each batch, from all rows so far.
+        curvature. In a stream it is found again for each batch, from all rows so far.
     momentum : float, default=0.9
         Momentum of "sgd", in [0, 1).
     nesterov : bool, default=True
         Whether momentum looks ahead.
-    beta_1 : float, default=0.9
-        How much of its mean gradient "adam" keeps in a step, in [0, 1).
-    beta_2 : float, default=0.999
-        The same of the mean squared gradient.
     average : bool, default=False
         Whether to keep the mean of all iterates in place of the last one; with l1, zeros of it are rare.
     shuffle : bool, default=True
@@ -114,12 +105,14 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     coef_ : ndarray of shape (n_classes, n_features), or (1, n_features) for two classes
     intercept_ : ndarray of shape (n_classes,), or (1,)
     classes_ : ndarray of shape (n_classes,)
+    solver_ : str
+        The solver that ran, or that finished where "auto" took two.
     n_iter_ : int
         Iterations that were run; of the proximal solver, in tens.
     stopped_on_ : str
         "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
         "callback" where one asked for it, "max_iter", "precision" where the dtype of X cannot tell the objective any
-        better, "line_search", or "rate" where the adaptive rate has become tiny.
+        better, or "rate" where the adaptive rate has become tiny.
     optimality_gap_ : float
         A proven bound on F - min F at the end, by duality; inf where there is none (alpha = 0), or where a fit was
         stopped before it was computed.
@@ -143,9 +136,6 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     ----------
     Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
     Sutskever et al. (2013), On the importance of initialization and momentum in deep learning, ICML.
-    Duchi et al. (2011), Adaptive subgradient methods for online learning and stochastic optimization, JMLR 12.
-    Tieleman and Hinton (2012), Lecture 6.5: rmsprop, Coursera.
-    Kingma and Ba (2015), Adam: a method for stochastic optimization, ICLR.
     Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30.
     Ross, Mineiro and Langford (2013), Normalized online learning, UAI.
     Gower et al. (2019), SGD: general analysis and improved rates, ICML.
@@ -167,7 +157,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         "alpha": [Interval(numbers.Real, 0, None, closed="left")],
         "l1_ratio": [Interval(numbers.Real, 0, 1, closed="both")],
         "fit_intercept": ["boolean"],
-        "solver": [StrOptions({"auto", "newton-cg", "lbfgs", *STOCHASTIC})],
+        "solver": [StrOptions({"auto", "newton", "dual", "proximal_gradient", "sgd"})],
         "max_iter": [Interval(numbers.Integral, 1, None, closed="left")],
         "tol": [Interval(numbers.Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(numbers.Integral, 1, None, closed="left")],
@@ -175,8 +165,6 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         "eta0": [StrOptions({"auto"}), Interval(numbers.Real, 0, None, closed="neither")],
         "momentum": [Interval(numbers.Real, 0, 1, closed="left")],
         "nesterov": ["boolean"],
-        "beta_1": [Interval(numbers.Real, 0, 1, closed="left")],
-        "beta_2": [Interval(numbers.Real, 0, 1, closed="left")],
         "average": ["boolean"],
         "shuffle": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
@@ -192,9 +180,9 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
     def __init__(
         self, *, alpha=1e-4, l1_ratio=0.0, fit_intercept=True, solver="auto", max_iter=100, tol=1e-4,
-        batch_size="auto", learning_rate="auto", eta0="auto", momentum=0.9, nesterov=True, beta_1=0.9, beta_2=0.999,
-        average=False, shuffle=True, class_weight=None, label_smoothing=0.0, early_stopping=False,
-        validation_fraction=0.1, n_iter_no_change=5, warm_start=False, random_state=None, n_jobs=None, verbose=0,
+        batch_size="auto", learning_rate="auto", eta0="auto", momentum=0.9, nesterov=True, average=False,
+        shuffle=True, class_weight=None, label_smoothing=0.0, early_stopping=False, validation_fraction=0.1,
+        n_iter_no_change=5, warm_start=False, random_state=None, n_jobs=None, verbose=0,
     ):  # fmt: skip
         self.alpha = alpha
         self.l1_ratio = l1_ratio
@@ -207,8 +195,6 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         self.eta0 = eta0
         self.momentum = momentum
         self.nesterov = nesterov
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
         self.average = average
         self.shuffle = shuffle
         self.class_weight = class_weight
@@ -258,8 +244,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         max_tasks = -(-self.max_iter // self._stride())
         callbacks = Callbacks(self, X, y, sample_weight, name=self._unit(), max_tasks=max_tasks)
         with all_or_nothing(self):
-            self._check_combination()
             X, codes, targets, classes = check_data(self, X, y)
+            self._check_combination(X, self.alpha)
             objective = self._objective(X, codes, targets, classes, sample_weight)
             W = self._start(objective, classes, coef_init, intercept_init)
             random_state = check_random_state(self.random_state)
@@ -275,7 +261,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
                 run.gap, run.estimate = np.inf, np.nan  # they were those of the last weights, not of the best
             self._keep(objective, W, classes)
             vars(self).pop("_stream", None)
-            self.n_iter_ = len(run.records)
+            self.n_iter_, self.solver_ = len(run.records), run.solver
             self.optimality_gap_, self.gap_estimate_ = run.gap, run.estimate
             self.stopped_on_ = monitor.stopped_on or run.stopped_on
             self.history_ = {name: np.array([r[name] for r in run.records]) for name in run.records[0]}
@@ -352,15 +338,21 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         if not known and classes is None:
             raise ValueError("classes must be given in the first call of partial_fit")
 
-    def _check_combination(self):
-        """A parameter that would be ignored is an error."""
-        if self.l1_ratio > 0 and self.solver in ("newton-cg", "lbfgs"):
-            raise ValueError(f"l1_ratio={self.l1_ratio} needs solver='auto' or 'sgd'; solver={self.solver!r} is smooth")
+    def _check_combination(self, X, smallest_alpha):
+        """Raise if the solver cannot do what is asked; `smallest_alpha` is that of a path, or alpha itself."""
+        if self.l1_ratio > 0 and self.solver in ("newton", "dual"):
+            raise ValueError(
+                f"solver={self.solver!r} needs l1_ratio=0; l1_ratio={self.l1_ratio} needs solver='auto', "
+                "'proximal_gradient' or 'sgd'"
+            )
+        if self.solver == "dual" and not issparse(X):
+            raise ValueError("solver='dual' needs a sparse X; for a dense one take solver='newton'")
+        if self.solver == "dual" and not smallest_alpha > 0:
+            raise ValueError(f"solver='dual' needs alpha > 0; for alpha={smallest_alpha} take solver='newton'")
         defaults = inspect.signature(type(self).__init__).parameters
-        for name, solvers in ONLY_FOR.items():
-            if self.solver not in solvers and (value := getattr(self, name)) != defaults[name].default:
-                solvers = " or ".join(f"solver={solver!r}" for solver in solvers)
-                raise ValueError(f"{name}={value!r} is for {solvers}; solver={self.solver!r} has no use for it")
+        for name in ONLY_FOR_SGD if self.solver != "sgd" else ():
+            if (value := getattr(self, name)) != defaults[name].default:
+                raise ValueError(f"{name}={value!r} is for solver='sgd'; solver={self.solver!r} has no use for it")
 
     def _objective(self, X, codes, targets, classes, sample_weight):
         weight = None
@@ -449,35 +441,32 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         return auto if self.learning_rate == "auto" else self.learning_rate
 
     def _unit(self):
-        return "epoch" if self.solver in STOCHASTIC else "iteration"
+        return "epoch" if self.solver == "sgd" else "iteration"
 
     def _stride(self):
         """Iterations that a record of the solver stands for."""
-        return _solvers.STRIDE if self.solver not in STOCHASTIC and self.alpha * self.l1_ratio > 0 else 1
+        l1 = self.solver == "auto" and self.alpha * self.l1_ratio > 0
+        return _solvers.STRIDE if l1 or self.solver == "proximal_gradient" else 1
 
     def _optimizer(self):
-        if self.solver == "adam":
-            return Adam(self.beta_1, self.beta_2)
-        return {"adagrad": AdaGrad, "rmsprop": RMSProp}.get(self.solver, lambda: SGD(self.momentum, self.nesterov))()
+        return SGD(self.momentum, self.nesterov)
 
     def _solve(self, objective, W, random_state, monitor, M=None):
         common = {"max_iter": self.max_iter, "tol": self.tol, "monitor": monitor}
-        if self.solver in STOCHASTIC:
+        if self.solver == "sgd":
             return _sgd.sgd(
                 objective, W, self._optimizer(), eta0=self.eta0, shuffle=self.shuffle,
                 learning_rate=self._schedule("linear"), batch_size=self._batch_size(objective),
                 n_iter_no_change=self.n_iter_no_change, average=self.average, random_state=random_state, **common,
             )  # fmt: skip
-        if objective.l1:
-            return _solvers.proximal(objective, W, **common)
-        if self.solver == "lbfgs":
-            return _solvers.lbfgs(objective, W, **common)
-        run = None
-        if self.solver == "auto" and _dual.suits(objective):
-            run = _dual.dual_ascent(objective, W, random_state=random_state, **common)
+        if objective.l1 or self.solver == "proximal_gradient":
+            return _solvers.proximal_gradient(objective, W, **common)
+        run, auto = None, self.solver == "auto"
+        if self.solver == "dual" or (auto and _dual.suits(objective)):
+            run = _dual.dual_ascent(objective, W, random_state=random_state, stop_if_slow=auto, **common)
             if run.stopped_on != "slow":
                 return run
-        return newton(objective, W, random_state=random_state, sampled=self.solver == "auto", M=M, run=run, **common)
+        return newton(objective, W, random_state=random_state, M=M, run=run, **common)
 
     def _warn(self, run):
         loss, reached = run.records[-1]["loss"], []
@@ -487,7 +476,6 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             reached.append(f"estimated to be within {run.estimate:.2g}")
         advice = {
             "precision": f"The digits of {run.W.dtype} are used up: scale the features, or give X as float64.",
-            "line_search": f"The line search of {self.solver} found no lower point: scale the features, or use 'auto'.",
             "rate": "The adaptive rate went down to a millionth: raise eta0 or tol, or standardise the features.",
             "max_iter": "Increase max_iter, standardise the features, or raise alpha or tol.",
         }

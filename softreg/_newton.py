@@ -14,28 +14,28 @@ SAMPLE_WORK = 5e7  # n K p from which a Hessian over a sample of the rows pays: 
 LONG_SOLVE = 8  # products of a solve after which blocks that cost some 15 to build are worth it
 
 
-def newton(objective, W, *, max_iter, tol, random_state, monitor, sampled=True, M=None, run=None):
+def newton(objective, W, *, max_iter, tol, random_state, monitor, M=None, run=None):
     """Newton's method for the smooth objective.
 
     A step minimises the quadratic model by conjugate gradients, stopped at the trust region's boundary (Steihaug
     1983) or where they are as exact as the model was (Eisenstat and Walker 1996). Where it overshoots, the minimum
     along it is found instead, see `search`. The sample grows when steps on it do not pay. The run ends on a proven
-    gap of tol * F, or on an estimate over all rows, see `confirm`. With `sampled`, large problems that begin at zero
-    begin with a little SGD, where that goes down at all. A preconditioner M of a run that ended at W can be given,
-    and a run to go on with.
+    gap of tol * F, or on an estimate over all rows, see `confirm`. Large problems that begin at zero begin with a
+    little SGD, where that goes down at all. A preconditioner M of a run that ended at W can be given, and a run to go
+    on with.
     """
     if objective.l2:  # the optimum sums to zero over the classes, and preconditioners leave that sum as it is
         objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
-    run, noise = run or Run(W), np.finfo(objective.dtype).eps
-    run.stopped_on = "max_iter"
+    run, noise = run or Run(W, "newton"), np.finfo(objective.dtype).eps
+    run.solver, run.stopped_on = "newton", "max_iter"
     order = random_state.permutation(objective.n_rows)
-    quickly = sampled and Part.pays(objective) and not W.any()
+    quickly = Part.pays(objective) and not W.any()
     at = Point.first(objective, W, run, random_state) if quickly else Point.of(objective, W, run)
     run.W = at.W
     if M is None:
         M = preconditioner(objective, order)
         M.refresh(at.P)
-    part, wary = Part.first(objective, order, sampled), Wariness(objective)
+    part, wary = Part.first(objective, order), Wariness(objective)
     norm = dual_norm(M, at.gradient)
     radius, accuracy, since_refresh = 1.5 * norm, 0.3, 0
     for _ in range(max_iter - len(run.records)):
@@ -130,10 +130,10 @@ class Part:
             self.objective = objective.sample(self.chosen if objective.rows is None else objective.rows[self.chosen])
 
     @classmethod
-    def first(cls, objective, order, sampled):
+    def first(cls, objective, order):
         """A sixteenth of the rows, and several a feature, where that pays."""
         n, p = objective.n_rows, objective.shape[1]
-        return cls(objective, order, min(n, max(n // 16, 10 * p)) if sampled and cls.pays(objective) else n)
+        return cls(objective, order, min(n, max(n // 16, 10 * p)) if cls.pays(objective) else n)
 
     @staticmethod
     def pays(objective):

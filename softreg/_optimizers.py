@@ -1,8 +1,7 @@
 """Update rules and learning-rate schedules: state in, step out.
 
-An optimiser changes W in place given a gradient and a rate, and returns the rate that each coordinate saw (a number,
-or an array like W). Two are equal if their settings are; their state does not count. A schedule maps the progress of
-a fit to a factor.
+An optimiser changes W in place given a gradient and a rate. Two are equal if their settings are; their state does not
+count. A schedule maps the progress of a fit to a factor.
 """
 
 from dataclasses import dataclass, field
@@ -10,8 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from softreg import _core
-
-EPSILON = 1e-8  # added to the root of the squares: a gradient of zero moves nothing, and divides nothing by zero
 
 
 @dataclass
@@ -24,7 +21,6 @@ class SGD:
     momentum: float = 0.0
     nesterov: bool = False
     velocity: np.ndarray | None = field(default=None, init=False, compare=False)
-    reach = None
 
     @property
     def lag(self):
@@ -40,64 +36,6 @@ class SGD:
         rates = np.empty(W.shape[1], W.dtype)
         rates[:] = rate
         _core.momentum_step(W, self.velocity, gradient, rates, self.momentum, self.nesterov)
-        return rate
-
-
-@dataclass
-class AdaGrad:
-    """v <- v + g^2;  W <- W - rate g / (sqrt(v) + epsilon).     Duchi et al. (2011)"""
-
-    squares: np.ndarray | None = field(default=None, init=False, compare=False)
-    lag, reach = 1, 5.0
-
-    def step(self, W, gradient, rate):
-        self.squares = gradient**2 if self.squares is None else self.squares + gradient**2
-        seen = rate / (np.sqrt(self.squares) + EPSILON)
-        W -= seen * gradient
-        return seen
-
-
-@dataclass
-class RMSProp:
-    """v <- decay v + (1 - decay) g^2;  W <- W - rate g / (sqrt(v) + epsilon).     Tieleman and Hinton (2012)"""
-
-    decay: float = 0.9
-    squares: np.ndarray | None = field(default=None, init=False, compare=False)
-    lag, reach = 1, 1.0
-
-    def step(self, W, gradient, rate):
-        self.squares = running_mean(self.squares, gradient**2, self.decay)
-        seen = rate / (np.sqrt(self.squares) + EPSILON)
-        W -= seen * gradient
-        return seen
-
-
-@dataclass
-class Adam:
-    """W <- W - rate m' / (sqrt(v') + epsilon).     Kingma and Ba (2015), algorithm 1
-
-    m <- beta_1 m + (1 - beta_1) g and v <- beta_2 v + (1 - beta_2) g^2 start at zero, which m' = m / (1 - beta_1^t)
-    and v' = v / (1 - beta_2^t) make up for.
-    """
-
-    beta_1: float = 0.9
-    beta_2: float = 0.999
-    mean: np.ndarray | None = field(default=None, init=False, compare=False)
-    squares: np.ndarray | None = field(default=None, init=False, compare=False)
-    steps: int = field(default=0, init=False, compare=False)
-    lag, reach = 1, 2.0
-
-    def step(self, W, gradient, rate):
-        self.steps += 1
-        self.mean = running_mean(self.mean, gradient, self.beta_1)
-        self.squares = running_mean(self.squares, gradient**2, self.beta_2)
-        seen = rate / (np.sqrt(self.squares / (1 - self.beta_2**self.steps)) + EPSILON)
-        W -= seen * (self.mean / (1 - self.beta_1**self.steps))
-        return seen
-
-
-def running_mean(mean, new, decay):
-    return (1 - decay) * new if mean is None else decay * mean + (1 - decay) * new
 
 
 def schedule(name, progress, power=0.5):

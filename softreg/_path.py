@@ -72,10 +72,10 @@ def softmax_path(X, y, *, alphas=10, l1_ratio=0.0, sample_weight=None, **params)
         raise TypeError(f"softmax_path takes no {name}: its fits differ in alpha, and each starts from the last")
     model = SoftmaxRegression(l1_ratio=l1_ratio, **params)
     model._validate_params()
-    model._check_combination()
     X, codes, targets, classes = check_data(model, X, y)
     objective = model._objective(X, codes, targets, classes, sample_weight)
     alphas = _grid(alphas, [l1_ratio], objective)
+    model._check_combination(X, alphas[-1])
     coefs, intercepts, n_iters, converged, _ = _fit_path(model, objective, classes, alphas)
     _warn(model.tol, np.array(converged), stacklevel=3)
     return alphas, np.array(coefs), np.array(intercepts), np.array(n_iters)
@@ -185,7 +185,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
         Whether to fit the best pair to all rows. Otherwise `coef_`, `intercept_`, `alpha_` and `l1_ratio_` are means,
         over the folds, of what was best in each.
     fit_intercept : bool, default=True
-    solver : {"auto", "newton-cg", "lbfgs", "sgd", "adagrad", "rmsprop", "adam"}, default="auto"
+    solver : {"auto", "newton", "dual", "proximal_gradient", "sgd"}, default="auto"
     max_iter : int, default=100
     tol : float, default=1e-4
     class_weight : dict or "balanced", default=None
@@ -289,9 +289,9 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
             model = self._model()
             objective = model._objective(X, codes, targets, classes, sample_weight)
             self.l1_ratios_ = _check_numbers(self.l1_ratios, "l1_ratios", 1)
-            for model.l1_ratio in self.l1_ratios_.tolist():
-                model._check_combination()
             self.alphas_ = _grid(self.alphas, self.l1_ratios_, objective)
+            for model.l1_ratio in self.l1_ratios_.tolist():
+                model._check_combination(X, self.alphas_[-1])
             routed = self._routed("fit", sample_weight, params)
             scorer = self._scorer(classes, soft=codes is None)
             folds = self._folds(objective, y, routed.splitter.split)

@@ -9,7 +9,7 @@ NUMBERS = 2**21  # of a dense sample or block at most: X may be larger than memo
 def automatic_rate(objective, batch_size, optimizer):
     """The rate of each column, as an array of shape (p,), for minibatches of all rows."""
     sizes = column_sizes(column_totals(objective))
-    return rate_of(objective, optimizer, sizes, steepness(objective, optimizer, sizes, batch_size))
+    return rate_of(objective, sizes, steepness(objective, optimizer, sizes, batch_size))
 
 
 def column_totals(objective):
@@ -33,46 +33,43 @@ def column_sizes(totals):
     return np.sqrt(squares / np.where(counts > 0, counts, 1))
 
 
-def units(objective, optimizer, sizes):
+def units(objective, sizes):
     """The step of each column that counts as one, so that rates do not depend on the units that features come in.
 
     The normalisation is that of Ross, Mineiro and Langford (2013). A gradient grows with the feature, and the step
-    has to shrink with it: 1 / size^2, or 1 / size where the optimiser divides by the size of the gradient already.
-    Twice l2 in it keeps the penalty of a tiny feature from being what limits all rates.
+    has to shrink with it: 1 / size^2. Twice l2 in it keeps the penalty of a tiny feature from being what limits all
+    rates.
     """
     sizes = np.where(sizes > 0, sizes, 1)
-    return 1 / sizes if optimizer.reach else 1 / np.maximum(sizes**2 + 2 * objective.l2, np.finfo(float).tiny)
+    return 1 / np.maximum(sizes**2 + 2 * objective.l2, np.finfo(float).tiny)
 
 
-def rate_of(objective, optimizer, sizes, steepness):
-    """1 / L, or what moves the logits of a mean row by `reach`, in units of the columns."""
-    return ((optimizer.reach or 1) / steepness * units(objective, optimizer, sizes)).astype(objective.dtype)
+def rate_of(objective, sizes, steepness):
+    """1 / L in units of the columns."""
+    return (units(objective, sizes) / steepness).astype(objective.dtype)
 
 
 def steepness(objective, optimizer, sizes, batch_size, n_rows=None):
-    """L for minibatches out of `n_rows` rows, in units of the columns; with a `reach`, how far unit steps move logits.
+    """L for minibatches out of `n_rows` rows, in units of the columns.
 
     The Hessian of one row is at most (1/2) [x 1][x 1]^T in every direction of the classes (Böhning 1992), so
     L <= 1/2 lambda_max for the whole, L_i <= 1/2 n s_i/S ||[x_i 1]||^2 for a single row, and for batches the
     mean of both that Gower et al. (2019) derive; momentum adds up `lag` steps of the noise of single rows. Of the L_i
     their mean weighted by themselves is taken, not the largest: gradients of softmax are bounded, and a rare steep row
-    makes a long step, not a divergence. lambda_max comes from power iterations on a sample of the rows. Signed unit
-    steps move the logits of a row by at most ||[x 1]||_1, of which the weighted mean is taken.
+    makes a long step, not a divergence. lambda_max comes from power iterations on a sample of the rows.
     """
     count = SAMPLE if objective.sparse else min(SAMPLE, max(NUMBERS // objective.n_features, 64))
     rows = np.unique(np.linspace(0, objective.n_rows - 1, count).astype(np.intp))
     rows = rows if objective.rows is None else objective.rows[rows]
     X, offset = objective.X[rows], objective.fit_intercept  # a copy
-    unit = units(objective, optimizer, sizes)[: objective.n_features]
-    scale = (unit if optimizer.reach else np.sqrt(unit)).astype(X.dtype)
+    unit = units(objective, sizes)[: objective.n_features]
+    scale = np.sqrt(unit).astype(X.dtype)
     if objective.sparse:
         X.data *= scale[X.indices]
     else:
         X *= scale
     s = np.ones(len(rows)) if objective.sample_weight is None else objective.sample_weight[rows].astype(np.float64)
     share = s / (s.sum() or 1)
-    if optimizer.reach:
-        return float(np.asarray(abs(X).sum(axis=1)).ravel() @ share + offset)
     squares = np.asarray(X.multiply(X).sum(axis=1)).ravel() if objective.sparse else np.einsum("ij,ij->i", X, X)
     n = n_rows or max(objective.n_rows, 2)
     batch = min(batch_size, n)

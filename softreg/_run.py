@@ -11,6 +11,7 @@ class Run:
     """Where a solver has come, and how it got there."""
 
     W: np.ndarray
+    solver: str  # that is at work, or was the last to be
     stopped_on: str = "max_iter"
     bound: float = -np.inf  # the best proven lower bound on min F so far
     gap: float = np.inf  # proven bound on F - min F

@@ -13,13 +13,13 @@ def sgd(
     objective, W, optimizer, *, eta0, learning_rate, batch_size, max_iter, tol, n_iter_no_change, shuffle,
     average, random_state, monitor,
 ):  # fmt: skip
-    """Minibatches of shuffled rows, for any of the optimisers; W is changed in place.
+    """Minibatches of shuffled rows; W is changed in place.
 
     It stops once the certified gap is within tol * F. The certificate costs a full gradient, so it is asked for
     only when the mean loss of the last `n_iter_no_change` epochs moved by less than that, and at the end. The
     rate "adaptive" goes down then. `monitor(W, record)` may end the run after any epoch.
     """
-    run = Run(W, passes=1)
+    run = Run(W, "sgd", passes=1)
     first = objective.value_and_gradient(W)[0] + objective.penalty_l1(W)
     auto = eta0 == "auto"
     rate, lowered = automatic_rate(objective, batch_size, optimizer) if auto else eta0, 1.0
@@ -84,9 +84,10 @@ def one_pass(objective, W, optimizer, order, batch_size, rates, mean=None):
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         value, gradient = objective.batch_value_and_gradient(W, batch)
-        seen = optimizer.step(W, gradient, rates(start))
+        rate = rates(start)
+        optimizer.step(W, gradient, rate)
         if objective.l1:
-            threshold = objective.l1 * optimizer.lag * seen
+            threshold = objective.l1 * optimizer.lag * rate
             _optimizers.soft_threshold(objective.coef(W), objective.coef(np.broadcast_to(threshold, W.shape)))
         if mean is not None:
             mean.add(W)
@@ -127,12 +128,12 @@ class Stream:
         before = column_sizes(self.totals) if self.rows else np.zeros(objective.shape[1])
         self.totals = self.totals + column_totals(objective)
         sizes = column_sizes(self.totals)
-        shorter = np.minimum(units(objective, self.optimizer, sizes) / units(objective, self.optimizer, before), 1)
+        shorter = np.minimum(units(objective, sizes) / units(objective, before), 1)
         for learned in (W, self.mean.W) if self.mean else (W,):
             learned *= np.where(before > 0, shorter, 1).astype(W.dtype)
         own = steepness(objective, self.optimizer, sizes, batch_size, n_rows=np.inf)
         self.steepness += (own - self.steepness) * objective.n_rows / (self.rows + objective.n_rows)
-        return rate_of(objective, self.optimizer, sizes, max(own, self.steepness))
+        return rate_of(objective, sizes, max(own, self.steepness))
 
 
 EPOCH = 1000  # rows of a stream that its schedule takes for an epoch

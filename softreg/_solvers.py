@@ -1,62 +1,21 @@
-"""The other deterministic solvers: scipy's L-BFGS, and proximal gradients for l1."""
+"""Accelerated proximal gradient descent, for l1."""
 
 import numpy as np
-from scipy.optimize import minimize
 
 from softreg import _optimizers
 from softreg._objective import inner
 from softreg._run import Run
 
-
-def lbfgs(objective, W, *, max_iter, tol, monitor):
-    """scipy's L-BFGS-B on the compiled objective; the proven gap decides when to stop."""
-    run = Run(W)
-    order = "F" if objective.sparse else "C"
-
-    def unpack(x):
-        return np.asarray(x.reshape(objective.shape, order=order), objective.dtype, order=order)
-
-    last = {}
-
-    def evaluate(x):
-        monitor.begin()
-        run.passes += 1
-        value, gradient = objective.value_and_gradient(unpack(x))
-        last[x.tobytes()] = value, gradient
-        while len(last) > 2:
-            del last[next(iter(last))]
-        return value, gradient.ravel(order=order).astype(np.float64)
-
-    def after(x):
-        run.W = unpack(x)
-        key = x.tobytes()
-        value, gradient = last[key] if key in last else objective.value_and_gradient(run.W)
-        record = run.record(value)
-        run.certify(objective, value, gradient, tol)
-        if monitor(run.W, record) or run.converged:
-            raise StopIteration
-
-    options = {"maxiter": max_iter, "maxfun": 20 * max_iter, "ftol": 0.0, "gtol": 0.0, "maxcor": 20}
-    x = W.ravel(order=order).astype(np.float64)
-    minimize(evaluate, x, jac=True, method="L-BFGS-B", callback=after, options=options)
-    if not run.converged and len(run.records) < max_iter:
-        run.stopped_on = "line_search"
-    if not run.records:
-        run.record(objective.value_and_gradient(W)[0])
-        run.certify(objective, *objective.value_and_gradient(W), tol)
-    return run
+STRIDE = 10  # iterations of `proximal_gradient` that a record stands for
 
 
-STRIDE = 10  # iterations of `proximal` that a record stands for
-
-
-def proximal(objective, W, *, max_iter, tol, monitor):
-    """Accelerated proximal gradient (FISTA, Beck and Teboulle 2009) for l1 > 0, with exact zeros.
+def proximal_gradient(objective, W, *, max_iter, tol, monitor):
+    """Accelerated proximal gradient (FISTA, Beck and Teboulle 2009), with exact zeros where l1 > 0.
 
     Features are measured in units of their own curvature, steps are found by backtracking, and momentum restarts
     when it points uphill (O'Donoghue and Candes 2015). An iteration here is one step; it stops on the proven gap.
     """
-    run = Run(W)
+    run = Run(W, "proximal_gradient")
     units = feature_units(objective)
     look, previous, momentum, L = W.copy(order="K"), W, 1.0, 1.0
     for iteration in range(max_iter):

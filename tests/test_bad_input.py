@@ -9,7 +9,7 @@ from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from softreg import SoftmaxRegression
+from softreg import SoftmaxRegression, SoftmaxRegressionCV, softmax_path
 from softreg import functional as F
 
 # --- functional -------------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ def test_no_such_parameter():
         SoftmaxRegression().set_params(C=1.0)
 
 
-@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs"])
+@pytest.mark.parametrize("solver", ["auto", "newton", "proximal_gradient"])
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -398,11 +398,28 @@ def test_parameters_the_solver_has_no_use_for(solver, name, value):
     assert f"solver={solver!r}" in str(caught.value)
 
 
-@pytest.mark.parametrize("solver", ["newton-cg", "lbfgs"])
-def test_smooth_solvers_have_no_use_for_l1(solver):
+SPARSE = sparse.csr_array(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("solver", "X", "params", "message"),
+    [
+        ("newton", ROWS, {"l1_ratio": 0.5}, "solver='newton' needs l1_ratio=0; l1_ratio=0.5 needs solver='auto'"),
+        ("dual", SPARSE, {"l1_ratio": 0.5}, "solver='dual' needs l1_ratio=0; l1_ratio=0.5 needs solver='auto'"),
+        ("dual", SPARSE, {"alpha": 0}, "solver='dual' needs alpha > 0; for alpha=0"),
+        ("dual", ROWS, {}, "solver='dual' needs a sparse X"),
+    ],
+)
+def test_solvers_refuse_what_they_cannot_do(solver, X, params, message):
     """Another solver in its place would be another solver than was asked for."""
-    with pytest.raises(ValueError, match=f"l1_ratio=0.5.*solver='{solver}'|solver='{solver}'.*l1_ratio=0.5"):
-        SoftmaxRegression(solver=solver, l1_ratio=0.5).fit(ROWS, LABELS)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SoftmaxRegression(solver=solver, **params).fit(X, LABELS)
+    alphas = [params.pop("alpha", 1e-3), 1.0]
+    ratio = params.pop("l1_ratio", 0.0)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        softmax_path(X, LABELS, alphas=alphas, l1_ratio=ratio, solver=solver)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SoftmaxRegressionCV(alphas=alphas, l1_ratios=[0.0, ratio], solver=solver).fit(X, LABELS)
 
 
 # --- streams ----------------------------------------------------------------------------------------------
@@ -571,7 +588,7 @@ def test_an_error_leaves_the_estimator_as_it_was(name):
 # --- finite, but far out ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs", "sgd"])
+@pytest.mark.parametrize("solver", ["auto", "proximal_gradient", "sgd"])
 @pytest.mark.parametrize("size", [1e-300, 1e-30, 1e18, 1e30, 1e150, 1e300])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])

@@ -59,7 +59,7 @@ def problem(
 
 
 def at(objective, W):
-    return Point.of(objective, W, Run(W))
+    return Point.of(objective, W, Run(W, "newton"))
 
 
 def order_of(objective, seed=0):
@@ -453,7 +453,7 @@ def test_search(kind, factor):
     objective, W = problem(**kind)
     best, _ = optimum(*problem(**{**kind, "dtype": np.float64}))
     here = at(objective, like(objective, 0.95 * best))
-    step, run = W.dtype.type(factor) * newton_step(objective, here), Run(W)
+    step, run = W.dtype.type(factor) * newton_step(objective, here), Run(W, "newton")
     wary = Wariness(objective)
     new, t = search(objective, here, step, np.finfo(W.dtype).eps, run, wary)
     expected = at(objective, here.W + W.dtype.type(t) * step)
@@ -527,7 +527,7 @@ def test_parts(part, monkeypatch):
     monkeypatch.setattr(_newton, "SAMPLE_WORK", 1000)
     objective, W = problem(n=4000, weighted=True, part=part)
     P, order, n = at(objective, W).P, order_of(objective), objective.n_rows
-    first = Part.first(objective, order, True)
+    first = Part.first(objective, order)
     assert first.objective.n_rows == max(n // 16, 90) == first.share * n
     sizes = [first.objective.n_rows]
     while first.share < 1:
@@ -542,23 +542,22 @@ def test_parts(part, monkeypatch):
 
 
 def test_parts_only_where_they_pay(monkeypatch):
-    assert Part.first(problem()[0], np.arange(300), True).share == 1  # a small problem
+    assert Part.first(problem()[0], np.arange(300)).share == 1  # a small problem
     monkeypatch.setattr(_newton, "SAMPLE_WORK", 0)
-    assert Part.first(problem()[0], np.arange(300), True).share == 0.3  # 10 rows a feature
-    assert Part.first(problem()[0], np.arange(300), False).share == 1
-    assert Part.first(problem(sparse.csr_array)[0], np.arange(300), True).share == 1
+    assert Part.first(problem()[0], np.arange(300)).share == 0.3  # 10 rows a feature
+    assert Part.first(problem(sparse.csr_array)[0], np.arange(300)).share == 1
 
 
 @pytest.mark.parametrize("kind", [{}, {"dtype": np.float32, "weighted": True}, {"label_smoothing": 0.2, "spread": 3}])
 def test_two_epochs_of_sgd_come_first(kind):
     objective, _ = problem(n=4000, **kind)
-    zero, run = objective.zeros(), Run(None)
+    zero, run = objective.zeros(), Run(None, "newton")
     first = Point.first(objective, zero, run, np.random.RandomState(0))
     assert run.passes == 3  # two epochs, and the look at where they led
     assert first.value < 0.95 * np.log(4) and first.W.any()  # from log K at zero
     value, gradient = objective.value_and_gradient(first.W, objective.probabilities())
     assert first.value == value and np.array_equal(first.gradient, gradient)
-    again = Point.first(objective, zero, Run(None), np.random.RandomState(0))
+    again = Point.first(objective, zero, Run(None, "newton"), np.random.RandomState(0))
     assert np.array_equal(again.W, first.W)
 
 
@@ -567,7 +566,7 @@ def test_sgd_that_does_not_go_down_is_forgotten(bad, monkeypatch):
     objective, _ = problem()
     monkeypatch.setattr(_newton, "quick_start", lambda objective, *_, **__: objective.zeros() + bad * np.arange(9))
     with np.errstate(all="ignore"):
-        first = Point.first(objective, objective.zeros(), Run(None), None)
+        first = Point.first(objective, objective.zeros(), Run(None, "newton"), None)
     assert not first.W.any() and first.value == pytest.approx(np.log(4), rel=1e-12)  # a sum of 300 terms
 
 
@@ -576,10 +575,10 @@ def test_only_a_large_fit_from_zero_begins_with_sgd(monkeypatch):
     starts = []
     monkeypatch.setattr(Point, "first", lambda *args: starts.append(1) or Point.of(*args[:3]))
     options = {"max_iter": 1, "tol": 0, "monitor": Silent()}
-    for work, sampled, begin, expected in ((1e3, True, 0, 1), (1e9, True, 0, 0), (1e3, False, 0, 0), (1e3, True, 1, 0)):
+    for work, begin, expected in ((1e3, 0, 1), (1e9, 0, 0), (1e3, 1, 0)):
         monkeypatch.setattr(_newton, "SAMPLE_WORK", work)
         starts.clear()
-        newton(objective, begin * W, sampled=sampled, random_state=np.random.RandomState(0), **options)
+        newton(objective, begin * W, random_state=np.random.RandomState(0), **options)
         assert len(starts) == expected
 
 
@@ -611,7 +610,7 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     best, least = optimum(*problem(**{**kind, "dtype": np.float64}))
     here = at(objective, like(objective, shrunk * best))
     M = refreshed(ALL[name], objective, here.P)
-    run = Run(here.W)
+    run = Run(here.W, "newton")
     run.record(here.value)
     after = confirm(objective, here, M, 1e-3, run, Wariness(objective))
     rounding = 10 * np.finfo(objective.dtype).eps
@@ -626,7 +625,7 @@ def test_confirm_goes_down_where_its_step_overshoots():
     """As it does from W that is far too certain."""
     objective, W = problem()
     here = at(objective, like(objective, -3 * W))
-    run, M = Run(here.W), refreshed(ALL["exact"], objective, here.P)
+    run, M = Run(here.W, "newton"), refreshed(ALL["exact"], objective, here.P)
     run.record(here.value)
     assert at(objective, here.W + newton_step(objective, here)).value > here.value
     after = confirm(objective, here, M, 1e-3, run, Wariness(objective))

@@ -208,8 +208,7 @@ def steps(optimizer, rates, seed=0):
     iterates, gradients = [W.copy()], []
     for rate in rates:
         gradients.append(H * (W - C))
-        seen = optimizer.step(W, gradients[-1].copy(), rate)
-        assert seen == rate
+        optimizer.step(W, gradients[-1].copy(), rate)
         iterates.append(W.copy())
     return iterates, gradients
 
@@ -507,7 +506,7 @@ def fitted(name, alpha, *, dtype=np.float64, form=np.asarray, **options):
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-6])
 @pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs", "sgd"])
+@pytest.mark.parametrize("solver", ["auto", "sgd"])
 @pytest.mark.parametrize("name", HARD)
 def test_within_tol_or_warned(name, solver, alpha, tol):
     model, F, warned = fitted(name, alpha, tol=tol, solver=solver, max_iter=50)
@@ -522,7 +521,7 @@ def test_within_tol_or_warned(name, solver, alpha, tol):
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs", "sgd"])
+@pytest.mark.parametrize("solver", ["auto", "sgd"])
 @pytest.mark.parametrize("name", HARD)
 def test_within_tol_or_warned_in_float32(name, solver, alpha):
     """Rounding X to float32 moves logits, and F, by 1e-7 of their size, some 100 at most; that of what is proven by
@@ -544,3 +543,33 @@ def test_default_solver_arrives(name, dtype, alphas, form):
         _, F, warned = fitted(name, alpha, max_iter=1000, dtype=dtype, form=form)
         assert not warned
         assert F - least(name, alpha) <= 1e-4 * F + (1e-5 if dtype == np.float32 else 0)
+
+
+# --- which solver runs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("form", "params", "ran"),
+    [
+        (np.asarray, {}, "newton"),
+        (np.asarray, {"l1_ratio": 0.5}, "proximal_gradient"),
+        (np.asarray, {"l1_ratio": 0.5, "alpha": 0.0}, "newton"),  # no l1 is left
+        (sparse.csr_array, {}, "dual"),
+        (sparse.csr_array, {"alpha": 1e-10, "tol": 1e-8}, "newton"),  # "dual" is too slow to finish
+        (sparse.csr_array, {"alpha": 0.0}, "newton"),
+        (sparse.csr_array, {"l1_ratio": 0.5}, "proximal_gradient"),
+        (np.asarray, {"solver": "newton"}, "newton"),
+        (sparse.csr_array, {"solver": "newton"}, "newton"),
+        (sparse.csr_array, {"solver": "dual", "alpha": 1e-10, "tol": 1e-8, "max_iter": 30}, "dual"),
+        (np.asarray, {"solver": "proximal_gradient"}, "proximal_gradient"),
+        (np.asarray, {"solver": "sgd"}, "sgd"),
+    ],
+)
+def test_solver_says_what_ran(form, params, ran):
+    """200 columns and 3 classes: "auto" does not take "dual" where X is small."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 200)) * (rng.random((300, 200)) < 0.1)
+    y = (X[:, :3] + rng.gumbel(size=(300, 3))).argmax(axis=1)
+    model = SoftmaxRegression(**{"alpha": 1e-2, "random_state": 0, **params}).fit(form(X), y)
+    assert model.solver_ == ran

@@ -134,19 +134,12 @@ def test_default_solver(name, fit_intercept):
         assert not ours.intercept_.any()
 
 
-@problems
-def test_newton_cg(name):
-    (X, y), alpha = PROBLEMS[name]
-    ours = SoftmaxRegression(solver="newton-cg", alpha=alpha, tol=TOL, max_iter=1000).fit(X, y)
-    agree(ours, reference(X, y, alpha), X, y, alpha)
-
-
 @pytest.mark.parametrize("name", WELL_SCALED)
-def test_lbfgs(name):
-    """Its line search ends where F no longer changes in its last digits: 1e-8 is what it can reach surely."""
+def test_proximal_gradient(name):
+    """It takes many steps: 1e-6 is what it reaches in some thousands."""
     (X, y), alpha = PROBLEMS[name]
-    ours = SoftmaxRegression(solver="lbfgs", alpha=alpha, tol=1e-8, max_iter=10_000).fit(X, y)
-    agree(ours, reference(X, y, alpha), X, y, alpha, tol=1e-8)
+    ours = SoftmaxRegression(solver="proximal_gradient", alpha=alpha, tol=1e-6, max_iter=10_000).fit(X, y)
+    agree(ours, reference(X, y, alpha), X, y, alpha, tol=1e-6)
 
 
 @pytest.mark.parametrize("name", WELL_SCALED[1:])
