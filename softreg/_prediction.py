@@ -14,8 +14,9 @@ from sklearn.utils.validation import (
 )
 
 from softreg import _core
+from softreg._memory_layout import ensure_row_major
 from softreg._threads import effective_n_threads, single_threaded_blas
-from softreg._validation import FLOATS, in_rows
+from softreg._validation import FLOATS
 from softreg.functional import _check_targets
 
 
@@ -80,7 +81,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         # what is not finite is looked for in the logits; zeros that a sparse `coef_` leaves out would hide it
         finite = issparse(self.coef_)
         X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_all_finite=finite)
-        return in_rows(X)
+        return ensure_row_major(X)
 
     def _class_logits(self, X):
         """One column of logits a class, and the coefficients that made them, also for two classes."""

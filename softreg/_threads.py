@@ -1,9 +1,13 @@
 """How many threads the kernels may use, and BLAS held at one inside them."""
 
+import os
+from collections import Counter
+from contextlib import contextmanager
 from functools import cache
+from threading import Lock, get_ident
 
 import joblib
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from softreg import _core
 
@@ -21,11 +25,69 @@ def effective_n_threads(n_jobs):
     return n_jobs if n_jobs > 0 else max(1, joblib.cpu_count() + 1 + n_jobs)
 
 
+class _BlasLimit:
+    """BLAS at one thread for as long as any thread of Python needs that: set by the first, restored by the last.
+
+    The limit belongs to the whole process. If every thread set and restored one of its own, the last one to end would
+    restore what it had found when it began: the limit of another.
+    """
+
+    def __init__(self):
+        self._lock = Lock()
+        self._uses = Counter()  # by the identity of the thread
+        self._limiter = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._after_fork
+            )
+
+    @contextmanager
+    def use(self):
+        me = get_ident()
+        with self._lock:
+            if not self._uses:
+                self._set()
+            self._uses[me] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._uses[me] -= 1
+                self._uses += Counter()  # leaves out zeros
+                if not self._uses:
+                    self._restore()
+
+    def _set(self):
+        self._limiter = _blas().limit(limits=1)
+        if any(library["num_threads"] != 1 for library in _blas().info()):
+            self._limiter = None  # another thread's own limit is in force; since threadpoolctl 3.8 only it may set one
+
+    def _restore(self):
+        if self._limiter is not None:
+            _clear_controlling_thread(force=True)  # the thread that set the limit may have ended
+            self._limiter.restore_original_limits()
+            _clear_controlling_thread()
+            self._limiter = None
+
+    def _after_fork(self):
+        """Forget the threads that a child has not got."""
+        self._uses = +Counter({get_ident(): self._uses[get_ident()]})
+        if not self._uses:
+            self._restore()
+        self._lock.release()
+
+
 @cache
-def _controller():
-    return ThreadpoolController()  # looking through the loaded libraries takes milliseconds
+def _blas():
+    return ThreadpoolController().select(user_api="blas")  # looking through the loaded libraries takes milliseconds
+
+
+# Since threadpoolctl 3.8 a thread that has set OpenBLAS's limit is the only one that may, until this is called.
+_clear_controlling_thread = getattr(OpenBLASController, "clear_controlling_thread", lambda force=False: None)
+
+_blas_limit = _BlasLimit()
 
 
 def single_threaded_blas():
     """A context in which BLAS keeps to the thread that calls it: the kernels call it from threads of their own."""
-    return _controller().limit(limits=1, user_api="blas")
+    return _blas_limit.use()

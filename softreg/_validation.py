@@ -4,10 +4,10 @@ import numbers
 from contextlib import contextmanager
 
 import numpy as np
-from scipy.sparse import issparse
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
+from softreg._memory_layout import ensure_row_major
 from softreg.functional import _check_targets
 
 FLOATS = (np.float64, np.float32)
@@ -22,7 +22,7 @@ def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
         estimator, X, y, accept_sparse="csr", accept_large_sparse=True, dtype=FLOATS, multi_output=soft, reset=first,
         ensure_min_samples=min_rows,
     )  # fmt: skip
-    X = in_rows(X)
+    X = ensure_row_major(X)
     if soft:
         _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
         found = np.arange(y.shape[1])
@@ -85,12 +85,3 @@ def check_finite(W, loss):
 
 
 OVERFLOW = "the features of X are too large or too small for {}: their products overflow or vanish; scale them"
-
-
-def in_rows(X):
-    """X with its rows contiguous, or as CSR with sorted indices; copied only where it is not already."""
-    if issparse(X):
-        if X.nnz and not (X.indices.min() >= 0 and X.indices.max() < X.shape[1]):  # scipy itself does not look
-            raise ValueError(f"X has the column index {X.indices.max()}, but {X.shape[1]} columns")
-        return X if X.has_sorted_indices else X.sorted_indices()
-    return X if X.strides[1] == X.itemsize else np.ascontiguousarray(X)

@@ -20,6 +20,7 @@ from scipy.sparse import issparse
 from sklearn.utils import assert_all_finite, check_array
 
 from softreg import _core
+from softreg._memory_layout import aligned, ensure_row_major
 
 __all__ = ["check_gradient", "cross_entropy", "cross_entropy_grad", "linear_cross_entropy_grad"]
 __all__ += ["log_softmax", "logsumexp", "softmax", "softmax_jacobian", "softmax_vjp"]
@@ -194,7 +195,7 @@ def linear_cross_entropy_grad(X, Y, W, b=None, *, sample_weight=None, label_smoo
     array([[-0.5],
            [ 0.5]])
     """
-    X = check_array(X, accept_sparse="csr", dtype=_FLOATS, order="C", input_name="X")
+    X = ensure_row_major(check_array(X, accept_sparse="csr", dtype=_FLOATS, input_name="X"))
     W = _check_floats(W, "W")
     if W.ndim != 2 or W.shape[0] == 0 or W.shape[1] != X.shape[1]:
         raise ValueError(f"W has shape {W.shape}, expected (K, {X.shape[1]}) with K >= 1 to match X")
@@ -205,7 +206,6 @@ def linear_cross_entropy_grad(X, Y, W, b=None, *, sample_weight=None, label_smoo
     (n, d), K = X.shape, len(W)
     V, Z, dX = np.column_stack([W, b]), np.empty((n, K), X.dtype), np.empty((n, d), X.dtype)
     if issparse(X):
-        X = X if X.has_sorted_indices else X.sorted_indices()
         _core.csr_logits(X.data, X.indices, X.indptr, None, np.ascontiguousarray(V.T), d, Z)
     else:
         _core.dense_logits(X, None, V, Z)
@@ -276,9 +276,9 @@ _FLOATS = [np.float64, np.float32]
 
 
 def _check_floats(x, name, dtype=_FLOATS):
-    """`x` as a finite, C-contiguous array of any shape, copied only where it has to be."""
+    """`x` as a finite, C-contiguous, aligned array of any shape, copied only where it has to be."""
     any_shape = {"ensure_2d": False, "allow_nd": True, "ensure_min_samples": 0, "ensure_min_features": 0}
-    return check_array(x, dtype=dtype, order="C", input_name=name, **any_shape)
+    return aligned(check_array(x, dtype=dtype, order="C", input_name=name, **any_shape))
 
 
 def _check_logits(Z):

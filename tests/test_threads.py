@@ -1,0 +1,77 @@
+"""Threads of Python around fits, the limit on BLAS, and children made by fork."""
+
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from time import sleep
+
+import numpy as np
+import pytest
+from scipy import sparse
+from threadpoolctl import ThreadpoolController, threadpool_limits
+
+from softreg import SoftmaxRegression
+from softreg._threads import _clear_controlling_thread, single_threaded_blas
+
+N, D, K = 300, 70, 3
+
+
+def data(form=np.asarray):
+    rng = np.random.default_rng(0)
+    return form(rng.normal(size=(N, D))), rng.integers(K, size=N)
+
+
+def blas_threads():
+    return [library["num_threads"] for library in ThreadpoolController().info() if library["user_api"] == "blas"]
+
+
+@pytest.fixture
+def two_blas_threads():
+    """BLAS at two threads, so that a limit of one is seen to be lifted."""
+    limit = threadpool_limits(2, user_api="blas")
+    _clear_controlling_thread()  # else no other thread may limit BLAS until this one is done
+    yield blas_threads()
+    limit.restore_original_limits()
+    _clear_controlling_thread()
+
+
+# --- the limit on BLAS ----------------------------------------------------------------------------------------------
+
+
+def test_many_threads_leave_blas_as_it_was(two_blas_threads):
+    """A hundred calls from eight threads, some of which raise; inside of each BLAS is at one thread."""
+    rng = np.random.default_rng(0)
+    seconds = rng.uniform(0, 2e-3, size=100)
+
+    def call(i):
+        with single_threaded_blas():
+            sleep(seconds[i])
+            assert set(blas_threads()) == {1}
+            with single_threaded_blas():  # as a fit within the fit of a path
+                sleep(seconds[-i])
+            if i % 7 == 0:
+                raise KeyError(i)
+            return set(blas_threads()) == {1}
+
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(call, i) for i in range(100)]
+    errors = [c.exception() for c in calls]
+    assert all(isinstance(e, KeyError) if i % 7 == 0 else e is None for i, e in enumerate(errors))
+    assert all(c.result() for c, e in zip(calls, errors, strict=True) if e is None)
+    assert blas_threads() == two_blas_threads
+
+
+def test_fits_in_many_threads_leave_blas_as_it_was(two_blas_threads):
+    X, y = data()
+    model = SoftmaxRegression().fit(X, y)
+    calls = [lambda: SoftmaxRegression().fit(X, y).coef_, lambda: model.predict_proba(X), lambda: model.fit(X, y[:3])]
+    want = [calls[0](), calls[1]()]
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(calls[i % 3]) for i in range(99)]
+    for i, done in enumerate(running):
+        if i % 3 == 2:
+            assert isinstance(done.exception(), ValueError)
+        else:
+            assert np.array_equal(done.result(), want[i % 3])
+    assert blas_threads() == two_blas_threads
