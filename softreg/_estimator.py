@@ -409,7 +409,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
     def _previous(self, objective, classes):
         """The current coefficients as the solvers' W."""
-        coef = self.coef_.toarray() if issparse(self.coef_) else self.coef_
+        coef, intercept = self._weights()
+        coef = coef.toarray() if issparse(coef) else coef
         if not np.array_equal(self.classes_, classes) or coef.shape[1] != objective.n_features:
             raise ValueError(
                 f"the previous fit has {len(self.classes_)} classes and {coef.shape[1]} features, the data "
@@ -418,7 +419,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         W = objective.zeros()
         objective.coef(W)[...] = _halves(classes) * coef
         if self.fit_intercept:
-            W[:, -1:] = _halves(classes) * self.intercept_[:, None]
+            W[:, -1:] = _halves(classes) * intercept[:, None]
         return W
 
     def _keep(self, objective, W, classes):
