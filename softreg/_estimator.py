@@ -130,7 +130,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     `set_callbacks` takes `ProgressBar`, `ScoringMonitor` and others that follow `sklearn.callback`'s protocol. Each
     epoch of SGD, each iteration (ten of the proximal solver) and each call of `partial_fit` is a task to them. They
     get X and y as `fit` got them, held-out rows included, and as `fitted_estimator` what `fit` would return if it
-    ended there. Where `on_fit_task_end` returns True, it does, without a warning.
+    ended there: before the iteration in `on_fit_task_begin`, after it in `on_fit_task_end`. Where `on_fit_task_end`
+    returns True, the fit ends there, without a warning.
 
     References
     ----------
@@ -250,7 +251,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             W = self._start(objective, classes, coef_init, intercept_init)
             random_state = check_random_state(self.random_state)
             train, held_out = self._hold_out(objective, random_state)
-            callbacks.start(lambda W: self._fitted(objective, W, classes))
+            callbacks.start(lambda W: self._fitted(objective, W, classes), W)
             monitor = Monitor(self, train, held_out, callbacks)
             with single_threaded_blas(), finite_or_error(objective):
                 run = self._solve(train, W, random_state, monitor)
@@ -400,7 +401,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
     def _previous(self, objective, classes):
         """The current coefficients as the solvers' W."""
-        coef = self.coef_.toarray() if issparse(self.coef_) else self.coef_
+        coef, intercept = self._weights()
+        coef = coef.toarray() if issparse(coef) else coef
         if not np.array_equal(self.classes_, classes) or coef.shape[1] != objective.n_features:
             raise ValueError(
                 f"the previous fit has {len(self.classes_)} classes and {coef.shape[1]} features, the data "
@@ -409,7 +411,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         W = objective.zeros()
         objective.coef(W)[...] = _halves(classes) * coef
         if self.fit_intercept:
-            W[:, -1:] = _halves(classes) * self.intercept_[:, None]
+            W[:, -1:] = _halves(classes) * intercept[:, None]
         return W
 
     def _keep(self, objective, W, classes):

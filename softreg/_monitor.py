@@ -8,7 +8,8 @@ import numpy as np
 class Callbacks:
     """The callbacks set on an estimator (`sklearn.callback`): a fit is a task, each iteration a task within it.
 
-    They get X, y and weights as they were given. Without any callback all methods do nothing.
+    They get X, y and weights as they were given, and the estimator as it is where an iteration begins and ends.
+    Without any callback all methods do nothing.
     """
 
     def __init__(self, estimator=None, X=None, y=None, sample_weight=None, name="", max_tasks=0):
@@ -18,9 +19,9 @@ class Callbacks:
         if hasattr(estimator, "_skl_callbacks"):
             self.root = estimator._init_callback_context(max_subtasks=max_tasks)
 
-    def start(self, fitted=None):
-        """The data are valid, the fit begins; `fitted(W)` are the attributes of an estimator fitted to W."""
-        self.fitted = fitted
+    def start(self, fitted=None, W=None):
+        """The data are valid, the fit begins at W; `fitted(W)` are the attributes of an estimator fitted to W."""
+        self.fitted, self.W = fitted, W
         if self.root is not None:
             self.root.call_on_fit_task_begin(**self.common)
 
@@ -28,14 +29,14 @@ class Callbacks:
         """An iteration begins, unless one is under way."""
         if self.root is not None and self.task is None:
             self.task = self.root.subcontext(task_name=self.name)
-            self.task.call_on_fit_task_begin(**self.common)
+            self.task.call_on_fit_task_begin(**self.common, reconstruction_attributes=lambda: self.fitted(self.W))
 
     def end(self, W):
         """An iteration ends at W; whether a callback asks for the end of the fit."""
         if self.root is None:
             return False
         self.begin()
-        task, self.task = self.task, None
+        task, self.task, self.W = self.task, None, W
         return task.call_on_fit_task_end(**self.common, reconstruction_attributes=lambda: self.fitted(W))
 
     def finish(self):

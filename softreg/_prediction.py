@@ -30,13 +30,14 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         ----------
         X : array or sparse matrix of shape (n, d)
         """
-        Z = self._logits(self._check_predict(X), self.coef_, self.intercept_)
+        X = self._check_predict(X)
+        Z = self._logits(X, *self._weights())
         return Z.ravel() if Z.shape[1] == 1 else Z
 
     def predict(self, X):
         """The most probable class of each row of X, shape (n,)."""
         scores = self.decision_function(X)
-        return self.classes_[(scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)]
+        return np.asarray(self.classes_)[(scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)]
 
     def predict_proba(self, X):
         """Probabilities of the classes, in the order of ``classes_``: shape (n, n_classes)."""
@@ -83,9 +84,20 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_all_finite=finite)
         return ensure_row_major(X)
 
+    def _weights(self):
+        """`coef_` (one row for two classes, dense or sparse) and `intercept_` as floats, whoever has set them."""
+        rows = 1 if len(self.classes_) == 2 else len(self.classes_)
+        coef = self.coef_ if issparse(self.coef_) else _floats(self.coef_, "coef_")
+        intercept = _floats(self.intercept_, "intercept_")
+        if coef.ndim != 2 or coef.shape[0] != rows:
+            raise ValueError(f"coef_ has shape {coef.shape}; {len(self.classes_)} classes need ({rows}, n_features)")
+        if intercept.shape not in ((), (rows,)):
+            raise ValueError(f"intercept_ has shape {intercept.shape}; {len(self.classes_)} classes need ({rows},)")
+        return coef, np.broadcast_to(intercept, (rows,))
+
     def _class_logits(self, X):
         """One column of logits a class, and the coefficients that made them, also for two classes."""
-        coef, intercept = self.coef_, self.intercept_
+        coef, intercept = self._weights()
         if issparse(coef):
             coef = coef.toarray()
         if len(self.classes_) == 2:  # softmax of (-z/2, z/2) is the sigmoid of z
@@ -95,16 +107,17 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         return self._logits(X, coef, intercept), coef
 
     def _logits(self, X, coef, intercept):
+        if X.shape[1] != coef.shape[1]:
+            raise ValueError(f"coef_ has shape {coef.shape}, but X has {X.shape[1]} features")
         if issparse(coef):
             return np.ascontiguousarray(safe_sparse_dot(X, coef.T, dense_output=True) + intercept, X.dtype)
         Z = np.empty((X.shape[0], len(coef)), X.dtype)
         n_threads = effective_n_threads(self.n_jobs)
+        W = np.empty((len(coef), X.shape[1] + 1), X.dtype, order="F" if issparse(X) else "C")
+        W[:, :-1], W[:, -1] = coef, intercept
         if issparse(X):
-            Wt = np.empty((X.shape[1] + 1, len(coef)), X.dtype)
-            Wt[:-1], Wt[-1] = coef.T, intercept
-            _core.csr_logits(X.data, X.indices, X.indptr, None, Wt, X.shape[1], Z, n_threads)
+            _core.csr_logits(X.data, X.indices, X.indptr, None, W.T, X.shape[1], Z, n_threads)
         else:
-            W = np.column_stack([coef, intercept]).astype(X.dtype, copy=False)
             with single_threaded_blas():
                 _core.dense_logits(X, None, W, Z, n_threads)
         if not np.isfinite(Z).all():  # a NaN or infinity in X is one here: only then is it worth a pass over X
@@ -116,3 +129,12 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         Z, _ = self._class_logits(X)
         kernel(Z, Z, effective_n_threads(self.n_jobs))
         return Z
+
+
+def _floats(values, name):
+    """An attribute as an array of float32 or float64."""
+    try:
+        values = np.asarray(values)
+        return values if values.dtype in FLOATS else values.astype(np.float64, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of real numbers: {error}") from error

@@ -55,8 +55,8 @@ class Diary:
     def setup(self, estimator, context):
         self.note("setup", context)
 
-    def on_fit_task_begin(self, estimator, context):
-        self.note("begin", context)
+    def on_fit_task_begin(self, estimator, context, *, fitted_estimator=None):
+        self.note("begin", context, fitted=fitted_estimator)
 
     def on_fit_task_end(self, estimator, context, *, X=None, y=None, metadata=None, fitted_estimator=None):
         self.note("end", context, X=X, y=y, metadata=metadata, fitted=fitted_estimator)
@@ -133,6 +133,32 @@ def test_what_a_callback_sees_is_what_it_gets_if_it_stops_there(options, classes
         assert np.array_equal(seen.predict_proba(X), stopped.predict_proba(X))
     if not early_stopping:  # which may have found the first best
         assert not np.array_equal(iterations[0].coef_, iterations[2].coef_)  # copies, not views of what goes on
+
+
+@unfinished
+@solvers
+@both_classes
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_an_iteration_begins_where_the_last_one_ended(options, classes, early_stopping):
+    """As in LogisticRegression: `fitted_estimator` is None where the fit begins, then the state before the iteration."""
+    X, y = data(classes)
+    rng, rows = np.random.default_rng(1), 1 if classes == 2 else classes
+    start = rng.normal(size=(rows, X.shape[1])), rng.normal(size=rows)
+    if classes > 2:  # softmax does not see what all classes share, and a solver may take it away
+        start = tuple(values - values.mean(axis=0) for values in start)
+    diary = Diary()
+    fitted = model(**options, early_stopping=early_stopping).set_callbacks(diary)
+    fitted.fit(X, y, coef_init=start[0], intercept_init=start[1])
+    root, *begun = (entry["fitted"] for entry in diary.of("begin"))
+    *ended, _ = (entry["fitted"] for entry in diary.of("end"))
+    assert root is None
+    assert len(begun) == len(ended) > 2
+    for seen, given in zip((begun[0].coef_, begun[0].intercept_), start, strict=True):
+        np.testing.assert_allclose(seen, given, rtol=1e-12, atol=1e-15)  # less a mean of zero, which rounding is in
+    for before, after in zip(ended, begun[1:], strict=False):
+        assert np.array_equal(before.coef_, after.coef_)
+        assert np.array_equal(before.intercept_, after.intercept_)
+    assert np.array_equal(begun[1].predict_proba(X), ended[0].predict_proba(X))
 
 
 @jobs

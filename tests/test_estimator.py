@@ -962,6 +962,76 @@ def test_sparsify_and_back(classes):
     same(model.densify(), streamed)
 
 
+# --- attributes put in from elsewhere -----------------------------------------------------------------------
+
+ELSEWHERE = {
+    "Fortran order": np.asfortranarray,
+    "a list": np.ndarray.tolist,
+    "float32": lambda a: a.astype(np.float32),
+    "integers": lambda a: a.astype(np.int16),
+    "every other column": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "read-only": lambda a: np.frombuffer(a.tobytes()).reshape(a.shape),
+}
+
+
+@both_classes
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_weights_from_elsewhere(kind, form, classes):
+    """Small integers: sums of their products are exact in every dtype and order."""
+    rng, rows = np.random.default_rng(0), 1 if classes == 2 else classes
+    X, y = rng.integers(-4, 5, size=(N, D)).astype(float), rng.integers(classes, size=N)
+    coef, intercept = rng.integers(-3, 4, size=(rows, D)).astype(float), rng.integers(-3, 4, size=rows).astype(float)
+    model = SoftmaxRegression(warm_start=True)
+    model.coef_, model.intercept_ = ELSEWHERE[kind](coef), ELSEWHERE[kind](intercept)
+    model.classes_ = list(range(classes))
+    Z = X @ coef.T + intercept
+    assert np.array_equal(model.decision_function(form(X)), Z[:, 0] if classes == 2 else Z)
+    assert np.array_equal(model.predict(form(X)), Z[:, 0] > 0 if classes == 2 else Z.argmax(axis=1))
+    Z = np.hstack([np.zeros_like(Z), Z]) if classes == 2 else Z
+    np.testing.assert_allclose(model.predict_proba(form(X)), softmax(Z, axis=1), rtol=1e-13)  # exp of up to 100
+    np.testing.assert_allclose(model.predict_log_proba(form(X)), log_softmax(Z, axis=1), rtol=1e-13, atol=1e-13)
+    assert np.isfinite(model.input_gradient(form(X), y)).all()
+    assert model.partial_fit(form(X), y) is model
+    assert model.fit(form(X), y) is model
+
+
+@both_classes
+def test_an_intercept_from_elsewhere_may_be_a_number(classes):
+    """scikit-learn's linear models leave ``intercept_ = 0.0`` where there is none."""
+    X, y = data(classes)
+    model = SoftmaxRegression(fit_intercept=False, warm_start=True).fit(X, y)
+    expected = model.decision_function(X), model.predict(X), model.predict_proba(X)
+    model.intercept_ = 0.0
+    for a, b in zip(expected, (model.decision_function(X), model.predict(X), model.predict_proba(X)), strict=True):
+        assert np.array_equal(a, b)
+    model.set_params(fit_intercept=True).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("coef_", np.ones(D), rf"coef_ has shape \({D},\); 3 classes need \(3, n_features\)"),
+        ("coef_", np.ones((2, D)), rf"coef_ has shape \(2, {D}\); 3 classes need"),
+        ("coef_", np.ones((3, D + 1)), rf"coef_ has shape \(3, {D + 1}\), but X has {D} features"),
+        ("coef_", sparse.csr_array(np.ones((3, D + 1))), rf"coef_ has shape \(3, {D + 1}\), but X has {D} features"),
+        ("coef_", [["a"] * D] * 3, "coef_ must be an array of real numbers"),
+        ("coef_", [[1.0], [1.0, 2.0], [1.0]], "coef_ must be an array of real numbers"),
+        ("coef_", 1j * np.ones((3, D)), "coef_ must be an array of real numbers"),
+        ("intercept_", np.ones(2), r"intercept_ has shape \(2,\); 3 classes need \(3,\)"),
+        ("intercept_", np.ones((3, 1)), r"intercept_ has shape \(3, 1\)"),
+        ("intercept_", None, "intercept_ must be an array of real numbers"),
+    ],
+)
+def test_an_attribute_that_cannot_be_used_is_named(name, value, message):
+    X, y = data()
+    model = SoftmaxRegression().fit(X, y)
+    setattr(model, name, value)
+    for call in ("decision_function", "predict", "predict_proba", "predict_log_proba"):
+        with pytest.raises((TypeError, ValueError), match=message):
+            getattr(model, call)(X)
+
+
 # --- proximal l1 --------------------------------------------------------------------------------------------
 
 
