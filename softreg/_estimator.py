@@ -1,32 +1,32 @@
 """SoftmaxRegression: its parameters, and how a fit and a stream are put together."""
 
 import copy
-import inspect
 import numbers
 import warnings
 
 import numpy as np
-from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from softreg import _dual, _sgd, _solvers
-from softreg._monitor import Callbacks, Monitor
-from softreg._newton import newton
+from softreg._callbacks import Callbacks, Monitor
+from softreg._coefficients import check_start, fitted_coefficients, penalties, solver_weights
 from softreg._objective import Objective
-from softreg._optimizers import SGD
 from softreg._prediction import LinearSoftmaxClassifier
+from softreg._solvers import SOLVERS, Options, Start, check_solver, solve, solver_names, warning_text
+from softreg._solvers.streaming import Stream, learn_batch
+from softreg._solvers.update_rules import Momentum
 from softreg._threads import effective_n_threads, single_threaded_blas
-from softreg._validation import all_or_nothing, check_data, check_finite, finite_or_error
-from softreg.functional import _check_floats, _check_weights
+from softreg._validation import check_data, check_finite, check_row_weights, finite_or_error, restore_on_error
 
 SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}
-# Which solvers a parameter is for; what is not named here is for all of them.
-ONLY_FOR_SGD = ("batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle")
+# What `partial_fit` cannot do: it knows neither all rows nor the end of the fit.
+NOT_IN_STREAMS = {
+    "early_stopping": (True,), "class_weight": ("balanced",), "learning_rate": ("linear", "cosine", "adaptive"),
+}  # fmt: skip
 
 
 class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstimator):
@@ -241,34 +241,31 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         FloatingPointError
             If SGD diverged because the rate is too high, or features are too large or too small for their dtype.
         """
-        # outside all_or_nothing, or callbacks that were set up would not be torn down after an error
-        max_tasks = -(-self.max_iter // self._stride())
-        callbacks = Callbacks(self, X, y, sample_weight, name=self._unit(), max_tasks=max_tasks)
-        with all_or_nothing(self):
+        row = SOLVERS[solver_names(self.solver, self.alpha * self.l1_ratio > 0)[-1]]
+        # outside restore_on_error, or callbacks that were set up would not be torn down after an error
+        max_tasks = -(-self.max_iter // row.record_interval)
+        callbacks = Callbacks(self, X, y, sample_weight, name=row.iteration, max_tasks=max_tasks)
+        with restore_on_error(self):
             X, codes, targets, classes = check_data(self, X, y)
-            self._check_combination(X, self.alpha)
             objective = self._objective(X, codes, targets, classes, sample_weight)
+            check_solver(self.solver, self.l1_ratio, objective)
             W = self._start(objective, classes, coef_init, intercept_init)
             random_state = check_random_state(self.random_state)
             train, held_out = self._hold_out(objective, random_state)
-            callbacks.start(lambda W: self._fitted(objective, W, classes), W)
-            monitor = Monitor(self, train, held_out, callbacks)
+            callbacks.start(lambda W: self._fitted_attributes(objective, W, classes), W)
+            monitor = Monitor(self, train.n_rows, row, held_out, callbacks)
             with single_threaded_blas(), finite_or_error(objective):
-                run = self._solve(train, W, random_state, monitor)
-                check_finite(run.W, run.records[-1]["loss"])
-            W = run.W
-            if monitor.best is not None and not np.array_equal(monitor.best, W):
-                W, run.stopped_on = monitor.best, "early_stopping" if run.converged else run.stopped_on
-                run.gap, run.estimate = np.inf, np.nan  # they were those of the last weights, not of the best
-            self._keep(objective, W, classes)
+                result = solve(self.solver, train, Start(W), self._options(random_state), monitor)
+                check_finite(result.W, result.loss)
+            self._set_fitted_attributes(objective, result.W, classes)
             vars(self).pop("_stream", None)
-            self.n_iter_, self.solver_ = len(run.records), run.solver
-            self.optimality_gap_, self.gap_estimate_ = run.gap, run.estimate
-            self.stopped_on_ = monitor.stopped_on or run.stopped_on
-            self.history_ = {name: np.array([r[name] for r in run.records]) for name in run.records[0]}
+            self.n_iter_, self.solver_, self.stopped_on_ = len(result.history), result.solver, result.stopped_on
+            self.optimality_gap_, self.gap_estimate_ = result.gap, result.estimate
+            self.history_ = {name: np.array([e[name] for e in result.history]) for name in result.history[0]}
             callbacks.finish()
-        if self.stopped_on_ not in ("gap", "estimate", "early_stopping", "callback"):
-            self._warn(run)
+        if self.stopped_on_ in SOLVERS[self.solver_].advice:
+            # past scikit-learn's wrapper of fit, to the caller
+            warnings.warn(warning_text(result, self.tol), ConvergenceWarning, stacklevel=3)
         return self
 
     @with_callbacks
@@ -301,205 +298,89 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         """
         self._validate_params()
         known = hasattr(self, "coef_")
-        self._check_stream(known, classes)
+        for name, refused in NOT_IN_STREAMS.items():
+            if (value := getattr(self, name)) in refused:
+                raise ValueError(f"{name}={value!r} needs all rows or the end of the fit; partial_fit knows neither")
+        if not known and classes is None:
+            raise ValueError("classes must be given in the first call of partial_fit")
         callbacks = Callbacks(self, X, y, sample_weight)
-        with all_or_nothing(self):
+        with restore_on_error(self):
             X, codes, targets, classes = check_data(self, X, y, classes=classes, first=not known, min_rows=0)
             objective = self._objective(X, codes, targets, classes, sample_weight)
             callbacks.start()
             W = self._previous(objective, classes) if known else objective.zeros()
             if objective.n_rows or not known:
-                state = copy.deepcopy(getattr(self, "_stream", None)) or _sgd.Stream(self._optimizer())
+                stream = self._current_stream()
                 if objective.n_rows:
+                    options = self._options(check_random_state(self.random_state))
                     with single_threaded_blas(), finite_or_error(objective):
-                        W = self._learn(objective, W, state)
-                self._stream = state
-                self._keep(objective, W, classes)
-                self.n_iter_ = state.calls
+                        W = learn_batch(objective, W, stream, options)
+                self._stream = stream
+                self._set_fitted_attributes(objective, W, classes)
+                self.n_iter_ = stream.calls
             callbacks.finish()
         return self
 
-    def _learn(self, objective, W, state):
-        """Go on with a stream; a parameter that was set since the last call counts from here on."""
-        optimizer = self._optimizer()
-        state.optimizer = state.optimizer if state.optimizer == optimizer else optimizer
-        random_state = check_random_state(self.random_state)
-        return _sgd.stream(
-            objective, W, state, eta0=self.eta0, learning_rate=self._schedule("invscaling"), average=self.average,
-            batch_size=self._batch_size(objective), random_state=random_state if self.shuffle else None,
-        )  # fmt: skip
+    def _current_stream(self):
+        """Return a copy of what the stream remembers; other settings of momentum forget the gradients so far."""
+        rule = Momentum(self.momentum, self.nesterov)
+        stream = copy.deepcopy(getattr(self, "_stream", None)) or Stream(rule)
+        if stream.rule != rule:
+            stream.rule = rule
+        return stream
 
-    def _check_stream(self, known, classes):
-        """What a fit knows and a stream cannot."""
-        for name, refused in {
-            "early_stopping": (True,), "class_weight": ("balanced",), "learning_rate": ("linear", "cosine", "adaptive"),
-        }.items():  # fmt: skip
-            if (value := getattr(self, name)) in refused:
-                raise ValueError(f"{name}={value!r} needs all rows or the end of the fit; partial_fit knows neither")
-        if not known and classes is None:
-            raise ValueError("classes must be given in the first call of partial_fit")
-
-    def _check_combination(self, X, smallest_alpha):
-        """Raise if the solver cannot do what is asked; `smallest_alpha` is that of a path, or alpha itself."""
-        if self.l1_ratio > 0 and self.solver in ("newton", "dual"):
-            raise ValueError(
-                f"solver={self.solver!r} needs l1_ratio=0; l1_ratio={self.l1_ratio} needs solver='auto', "
-                "'proximal_gradient' or 'sgd'"
-            )
-        if self.solver == "dual" and not issparse(X):
-            raise ValueError("solver='dual' needs a sparse X; for a dense one take solver='newton'")
-        if self.solver == "dual" and not smallest_alpha > 0:
-            raise ValueError(f"solver='dual' needs alpha > 0; for alpha={smallest_alpha} take solver='newton'")
-        defaults = inspect.signature(type(self).__init__).parameters
-        for name in ONLY_FOR_SGD if self.solver != "sgd" else ():
-            if (value := getattr(self, name)) != defaults[name].default:
-                raise ValueError(f"{name}={value!r} is for solver='sgd'; solver={self.solver!r} has no use for it")
+    # --- what the solvers are given, and what they give back --------------------------------------------------------
 
     def _objective(self, X, codes, targets, classes, sample_weight):
-        weight = None
-        if sample_weight is not None:
-            weight = _check_weights(sample_weight, X.shape[0], X.dtype)
-        if self.class_weight is not None:
-            if codes is None:
-                raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
-            of_class = compute_class_weight(self.class_weight, classes=classes, y=classes[codes], sample_weight=weight)
-            some = of_class[codes].any() or not len(codes)
-            if not (np.isfinite(of_class).all() and (of_class >= 0).all() and some):
-                raise ValueError(f"class_weight must be finite, not negative and not all zero; got {self.class_weight}")
-            of_row = of_class[codes].astype(X.dtype)
-            weight = of_row if weight is None else weight * of_row
-        if weight is not None and len(weight) and not weight.sum(dtype=np.float64) > 0:
-            raise ValueError("sample_weight sums to zero: nothing is left to fit")
-        l2, l1 = self._penalties(len(classes))
+        """Return the objective over all rows of checked data."""
+        weight = check_row_weights(sample_weight, self.class_weight, X, codes, classes)
+        l2, l1 = penalties(self.alpha, self.l1_ratio, len(classes))
         return Objective(
             X, codes, targets, weight, len(classes), l2=l2, l1=l1, label_smoothing=self.label_smoothing,
             fit_intercept=self.fit_intercept, n_threads=effective_n_threads(self.n_jobs),
         )  # fmt: skip
 
-    def _penalties(self, n_classes):
-        """The objective's l2 and l1."""
-        # two rows of half the size each stand for the one row of a binary model: same penalty for twice alpha
-        twice = 2 if n_classes == 2 else 1
-        return self.alpha * (1 - self.l1_ratio) * twice, self.alpha * self.l1_ratio
+    def _options(self, random_state):
+        """Return what the solvers read of the parameters."""
+        names = ("max_iter", "tol", *SOLVERS["sgd"].reads)
+        return Options(random_state=random_state, **{name: getattr(self, name) for name in names})
 
-    def _start(self, objective, classes, coef, intercept):
-        """W from what the caller gave, else from the previous fit of a warm start, else zero."""
-        W = objective.zeros()
+    def _start(self, objective, classes, coef_init, intercept_init):
+        """Return W from what the caller gave, else from the previous fit of a warm start, else zero."""
+        coef, intercept = check_start(objective, coef_init, intercept_init)
+        W = solver_weights(objective, coef, intercept)
         if self.warm_start and hasattr(self, "coef_") and (coef is None or intercept is None):
-            W = self._previous(objective, classes)
-        rows = 1 if len(classes) == 2 else len(classes)
-        if coef is not None:
-            coef = _check_start(coef, "coef_init", (rows, objective.n_features), objective, classes)
-            objective.coef(W)[...] = _halves(classes) * coef
-        if intercept is not None:
-            intercept = _check_start(intercept, "intercept_init", (rows,), objective, classes)
-            if self.fit_intercept:
-                W[:, -1:] = _halves(classes) * intercept[:, None]
-            elif intercept.any():
-                raise ValueError(f"intercept_init={intercept.tolist()} needs fit_intercept=True")
+            previous = self._previous(objective, classes)
+            if coef is None:
+                objective.coef(W)[...] = objective.coef(previous)
+            if intercept is None:
+                W[:, objective.n_features :] = previous[:, objective.n_features :]
         return W
 
     def _previous(self, objective, classes):
-        """The current coefficients as the solvers' W."""
+        """Return the current coefficients as the solvers' W."""
         coef, intercept = self._weights()
-        coef = coef.toarray() if issparse(coef) else coef
         if not np.array_equal(self.classes_, classes) or coef.shape[1] != objective.n_features:
             raise ValueError(
                 f"the previous fit has {len(self.classes_)} classes and {coef.shape[1]} features, the data "
                 f"{len(classes)} classes and {objective.n_features} features; use warm_start=False or a new estimator"
             )
-        W = objective.zeros()
-        objective.coef(W)[...] = _halves(classes) * coef
-        if self.fit_intercept:
-            W[:, -1:] = _halves(classes) * intercept[:, None]
-        return W
+        return solver_weights(objective, coef, intercept)
 
-    def _keep(self, objective, W, classes):
-        vars(self).update(self._fitted(objective, W, classes))
+    def _fitted_attributes(self, objective, W, classes):
+        """Return the attributes of an estimator fitted to W, by name."""
+        coef, intercept = fitted_coefficients(objective, W)
+        return {"classes_": classes, "coef_": coef, "intercept_": intercept}
 
-    def _fitted(self, objective, W, classes):
-        """The attributes of an estimator fitted to W; copies."""
-        if len(classes) == 2:
-            W = W[1:] - W[:1]
-        intercept = np.array(W[:, -1]) if self.fit_intercept else np.zeros(len(W), W.dtype)
-        if len(classes) > 2:
-            intercept -= intercept.mean()  # softmax leaves one constant on all intercepts free: they sum to zero here
-        return {"classes_": classes, "coef_": np.array(objective.coef(W), order="C"), "intercept_": intercept}
+    def _set_fitted_attributes(self, objective, W, classes):
+        vars(self).update(self._fitted_attributes(objective, W, classes))
 
     def _hold_out(self, objective, random_state):
-        """The part to train on, and the rest."""
+        """Return the objective over the rows to train on, and over the held-out ones, or None."""
         if not self.early_stopping:
             return objective, None
         train, held_out = train_test_split(
             np.arange(objective.n_rows), test_size=self.validation_fraction, stratify=objective.codes,
             random_state=random_state,
         )  # fmt: skip
-        return objective.sample(np.sort(train)), objective.sample(np.sort(held_out))
-
-    def _batch_size(self, objective):
-        return min(256 if self.batch_size == "auto" else self.batch_size, max(objective.n_rows, 1))
-
-    def _schedule(self, auto):
-        return auto if self.learning_rate == "auto" else self.learning_rate
-
-    def _unit(self):
-        return "epoch" if self.solver == "sgd" else "iteration"
-
-    def _stride(self):
-        """Iterations that a record of the solver stands for."""
-        l1 = self.solver == "auto" and self.alpha * self.l1_ratio > 0
-        return _solvers.STRIDE if l1 or self.solver == "proximal_gradient" else 1
-
-    def _optimizer(self):
-        return SGD(self.momentum, self.nesterov)
-
-    def _solve(self, objective, W, random_state, monitor, M=None):
-        common = {"max_iter": self.max_iter, "tol": self.tol, "monitor": monitor}
-        if self.solver == "sgd":
-            return _sgd.sgd(
-                objective, W, self._optimizer(), eta0=self.eta0, shuffle=self.shuffle,
-                learning_rate=self._schedule("linear"), batch_size=self._batch_size(objective),
-                n_iter_no_change=self.n_iter_no_change, average=self.average, random_state=random_state, **common,
-            )  # fmt: skip
-        if objective.l1 or self.solver == "proximal_gradient":
-            return _solvers.proximal_gradient(objective, W, **common)
-        run, auto = None, self.solver == "auto"
-        if self.solver == "dual" or (auto and _dual.suits(objective)):
-            run = _dual.dual_ascent(objective, W, random_state=random_state, stop_if_slow=auto, **common)
-            if run.stopped_on != "slow":
-                return run
-        return newton(objective, W, random_state=random_state, M=M, run=run, **common)
-
-    def _warn(self, run):
-        loss, reached = run.records[-1]["loss"], []
-        if np.isfinite(run.gap):
-            reached.append(f"proven to be within {run.gap:.2g}")
-        if np.isfinite(run.estimate):
-            reached.append(f"estimated to be within {run.estimate:.2g}")
-        advice = {
-            "precision": f"The digits of {run.W.dtype} are used up: scale the features, or give X as float64.",
-            "rate": "The adaptive rate went down to a millionth: raise eta0 or tol, or standardise the features.",
-            "max_iter": "Increase max_iter, standardise the features, or raise alpha or tol.",
-        }
-        warnings.warn(
-            f"SoftmaxRegression stopped after {self.n_iter_} iterations before it converged: the objective is "
-            f"{loss:.6g}, {' and '.join(reached) or 'how far is not known'} of its minimum; tol asks for "
-            f"{self.tol * loss:.2g}. {advice[run.stopped_on]}",
-            ConvergenceWarning,
-            stacklevel=4,  # past scikit-learn's wrapper of fit, to the caller
-        )
-
-
-def _halves(classes):
-    """What turns the one row of two classes into the solvers' two."""
-    return np.array([[-0.5], [0.5]]) if len(classes) == 2 else 1
-
-
-def _check_start(given, name, shape, objective, classes):
-    given = _check_floats(given, name, objective.dtype)
-    if given.shape != shape:
-        raise ValueError(
-            f"{name} has shape {given.shape}; the data have {len(classes)} classes and {objective.n_features} "
-            f"features, which needs {shape}"
-        )
-    return given
+        return objective.select(np.sort(train)), objective.select(np.sort(held_out))

@@ -1,20 +1,21 @@
-"""The objective over a prepared problem: its value, gradient, Hessian products and certificate.
+"""The objective over a prepared problem, and its linearisation at a point.
 
     F(W) = (1/S) sum_i s_i CE(Y_i, softmax(W [x_i 1])) + l2/2 ||W||_2^2 + l1 ||W||_1,    S = sum_i s_i
 
 W has shape (K, p), p = d + 1 with the intercepts in the last column, or p = d without; intercepts are not penalised.
-Everything here but `penalty_l1` is the smooth part; the solvers meet l1 with a proximal step.
+Everything here but `penalty_l1` is the smooth part of F; the solvers meet l1 with a proximal step.
 
-In memory W is C-ordered where X is dense and Fortran-ordered where X is sparse: a nonzero of X then meets the numbers
-of all classes side by side.
+`Objective.linearize(W)` returns a `Linearization`: the value, the gradient and the probabilities at W, from which it
+makes Hessian products and whatever else of the curvature a solver, a preconditioner or a certificate asks for.
 """
 
 from copy import copy
 
 import numpy as np
-from scipy.sparse import issparse
 
 from softreg import _core
+from softreg._class_directions import class_gram, directional_curvature
+from softreg._design_matrix import design_matrix
 
 
 class Objective:
@@ -37,120 +38,123 @@ class Objective:
         self, X, codes, targets, sample_weight, n_classes, *, l2, l1=0.0, label_smoothing=0.0,
         fit_intercept=True, n_threads=1,
     ):  # fmt: skip
-        self.X, self.codes, self.targets, self.sample_weight = X, codes, targets, sample_weight
-        self.l2, self.l1, self.label_smoothing = l2, l1, label_smoothing
-        self.fit_intercept, self.n_threads = fit_intercept, n_threads
-        self.n_features, self.n_classes = X.shape[1], n_classes
-        self.shape = (n_classes, self.n_features + bool(fit_intercept))
-        self.dtype = X.dtype
-        self.sparse = issparse(X)
-        self._over(None)
+        self._labels = codes, targets, sample_weight  # of all rows of X; the kernels take them with the design's rows
+        self.l2, self.l1, self.label_smoothing, self.n_classes = l2, l1, label_smoothing, n_classes
+        self._set_design(design_matrix(X, fit_intercept=fit_intercept, n_threads=n_threads))
 
-    def sample(self, rows):
-        """The same objective as a mean over `rows` alone; nothing of X is copied."""
-        part = copy(self)
-        part._over(rows)
-        return part
-
-    def _over(self, rows):
+    def _set_design(self, design):
+        self.design, self._cache = design, {}  # the cache is shared by objectives that differ in penalties alone
+        self.n_rows, self.n_features, self.dtype = design.n_rows, design.n_features, design.dtype
+        self.fit_intercept, self.n_threads = design.fit_intercept, design.n_threads
+        self.shape = (self.n_classes, design.n_columns)
         weight = self.sample_weight
-        if rows is not None and weight is not None:
-            weight = weight[rows]
-        self.rows = rows
-        self.n_rows = self.X.shape[0] if rows is None else len(rows)
-        self._moments = None
         self.total_weight = float(self.n_rows if weight is None else weight.sum(dtype=np.float64))
 
-    def _of_rows(self):
-        """Codes, targets and weights of the rows; what there is not is None."""
-        rows = slice(None) if self.rows is None else self.rows
-        return tuple(None if a is None else a[rows] for a in (self.codes, self.targets, self.sample_weight))
+    def select(self, positions):
+        """Return the same objective as a mean over the rows at `positions` alone; nothing of X is copied."""
+        part = copy(self)
+        part._set_design(self.design.select(positions))
+        return part
 
-    # --- arrays -------------------------------------------------------------------------------------------------
+    def with_penalties(self, l2, l1):
+        """Return the same objective with other penalties."""
+        other = copy(self)
+        other.l2, other.l1 = l2, l1
+        return other
+
+    # --- rows -----------------------------------------------------------------------------------------------------
+
+    @property
+    def codes(self):
+        """Class codes of the rows, (n,), or None."""
+        return self.design.of_rows(self._labels[0])
+
+    @property
+    def targets(self):
+        """Target distributions of the rows, (n, K), or None."""
+        return self.design.of_rows(self._labels[1])
+
+    @property
+    def sample_weight(self):
+        """Weights s of the rows, (n,), or None."""
+        return self.design.of_rows(self._labels[2])
+
+    def shares(self):
+        """Return s / S of the rows, (n,)."""
+        weight = self.sample_weight
+        if weight is None:
+            return np.full(self.n_rows, self.dtype.type(1 / self.total_weight))
+        return weight / self.dtype.type(self.total_weight)
+
+    def distributions(self, block=slice(None)):
+        """Return Y, the smoothed target distributions of the rows in `block`, (m, K)."""
+        if (codes := self.codes) is not None:
+            codes = codes[block]
+            Y = np.zeros((len(codes), self.n_classes), self.dtype)
+            Y[np.arange(len(codes)), codes] = 1
+        else:
+            Y = self.targets[block].astype(self.dtype)
+        Y *= 1 - self.label_smoothing
+        Y += self.label_smoothing / self.n_classes
+        return Y
+
+    # --- arrays like W --------------------------------------------------------------------------------------------
 
     def empty(self):
-        """An array like W, in the memory order of this problem."""
-        return np.empty(self.shape, self.dtype, order="F" if self.sparse else "C")
+        """Return an uninitialised array like W, in the memory order of this problem."""
+        return self.design.empty(self.n_classes)
 
     def zeros(self):
+        """Return an array like W of zeros."""
         W = self.empty()
         W[...] = 0
         return W
 
-    def probabilities(self):
-        """Room for the probabilities of every row."""
-        return np.empty((self.n_rows, self.n_classes), self.dtype)
+    def coef(self, W):
+        """Return a view of the part of W that is penalised."""
+        return self.design.coef(W)
 
-    # --- the mathematics ----------------------------------------------------------------------------------------
+    # --- the mathematics ------------------------------------------------------------------------------------------
 
     def value_and_gradient(self, W, P=None):
-        """F(W) and its gradient; the probabilities go to P where it is given."""
-        return self._evaluate(W, self.rows, 1.0 / self.total_weight, P)
+        """Return F(W) without l1, and its gradient; the probabilities go to P (n, K) where it is given."""
+        return self._loss_gradient(self.design, W, 1.0 / self.total_weight, P)
 
-    def batch_value_and_gradient(self, W, batch):
-        """Unbiased estimates of F(W) and its gradient from a few of the rows: `batch` are positions among them."""
-        rows = batch if self.rows is None else self.rows[batch]
-        return self._evaluate(W, rows, self.n_rows / (self.total_weight * len(batch)), None)
+    def minibatch_value_and_gradient(self, W, positions):
+        """Return unbiased estimates of F(W) without l1, and of its gradient, from the rows at `positions`."""
+        scale = self.n_rows / (self.total_weight * len(positions))
+        return self._loss_gradient(self.design.select(positions), W, scale, None)
 
-    def _evaluate(self, W, rows, scale, P):
-        gradient = self.empty()
-        targets = (self.codes, self.targets, self.sample_weight, self.label_smoothing, scale, self.l2, P)
-        if self.sparse:
-            residual = np.empty((self.n_rows if rows is None else len(rows), self.n_classes), self.dtype)
-            args = (rows, W.T, self.n_features, *targets, residual, gradient.T, self.n_threads)
-            value = _core.csr_loss_gradient(self.X.data, self.X.indices, self.X.indptr, *args)
-        else:
-            value = _core.dense_loss_gradient(self.X, rows, W, *targets, gradient, self.n_threads)
-        return value, gradient
+    def _loss_gradient(self, design, W, scale, P):
+        return design.loss_gradient(W, *self._labels, self.label_smoothing, scale, self.l2, P)
 
-    def hessian_product(self, P, V):
-        """The Hessian of F at probabilities P, times V."""
-        out = self.empty()
-        args = (self.rows, P, self.sample_weight, 1.0 / self.total_weight, self.l2)
-        if self.sparse:
-            args = (*args, V.T, self.n_features, np.empty_like(P), out.T, self.n_threads)
-            _core.csr_hessian_product(self.X.data, self.X.indices, self.X.indptr, *args)
-        else:
-            _core.dense_hessian_product(self.X, *args, V, out, self.n_threads)
-        return out
+    def linearize(self, W):
+        """Return the linearisation at W."""
+        P = np.empty((self.n_rows, self.n_classes), self.dtype)
+        value, gradient = self.value_and_gradient(W, P)
+        return Linearization(self, W, value, gradient, P)
 
-    def squares_product(self, C):
-        """sum_i [x_i^2 1] c_i^T over the rows, (p, L) for C (n, L)."""
-        out = np.zeros((self.shape[1], C.shape[1]), self.dtype)
-        for start in range(0, self.n_rows, 4096):  # by blocks: the squares of X are never held whole
-            part = slice(start, start + 4096)
-            X = self.X[part if self.rows is None else self.rows[part]]
-            if self.sparse:
-                block = np.empty_like(out)
-                args = (X.data * X.data, X.indices, X.indptr, None, C[part], self.n_features, block)
-                _core.csr_gradient(*args, self.n_threads)
-                out += block
-            else:
-                out[: self.n_features] += (X * X).T @ C[part]
-        if self.fit_intercept:
-            out[-1] = C.sum(axis=0)
-        return out
+    def value(self, W):
+        """Return F(W) without l1: half the work of a gradient."""
+        losses = np.empty(self.n_rows, self.dtype)
+        self._cross_entropy(self.design.logits(W), losses, None)
+        return losses.sum(dtype=np.float64) / self.total_weight + 0.5 * self.l2 * squared_norm(self.coef(W))
 
-    def logits(self, W):
-        """X W^T + b over the rows, (n, K)."""
-        Z = np.empty((self.n_rows, self.n_classes), self.dtype)
-        if self.sparse:
-            args = (self.rows, W.T, self.n_features, Z, self.n_threads)
-            _core.csr_logits(self.X.data, self.X.indices, self.X.indptr, *args)
-        else:
-            _core.dense_logits(self.X, self.rows, W, Z, self.n_threads)
-        return Z
+    def _cross_entropy(self, Z, losses, residual):
+        labels = self.codes, self.targets, self.sample_weight
+        _core.cross_entropy(Z, *labels, self.label_smoothing, losses, residual, self.n_threads)
 
     def line_minimum(self, W, step, longest, trials=20):
-        """t in (0, longest] with the least F(W + t step), but for l1, to a tenth of its size: the root of dF/dt."""
-        of_rows = self._of_rows()
-        Z, dZ = self.logits(W), self.logits(step)
+        """Return t in (0, longest] with the least F(W + t step), without l1, to a tenth of its size: a root of dF/dt.
+
+        Along a line the logits are Z + t dZ: once both are known, a trial of t costs a softmax and no pass over X.
+        """
+        Z, dZ = self.design.logits(W), self.design.logits(step)
         linear, square = (self.l2 * inner(self.coef(A), self.coef(step)) for A in (W, step))
         G = np.empty_like(Z)
 
         def slope(t):
-            at = Z + self.dtype.type(t) * dZ
-            _core.cross_entropy(at, *of_rows, self.label_smoothing, None, G, self.n_threads)
+            self._cross_entropy(Z + self.dtype.type(t) * dZ, None, G)
             return inner(G, dZ) / self.total_weight + linear + t * square
 
         low, high = 0.0, longest
@@ -161,121 +165,107 @@ class Objective:
             low, high = (t, high) if slope(t) < 0 else (low, t)
         return low or high
 
-    def value(self, W):
-        """F(W), but for l1: half the work of a gradient."""
-        losses = np.empty(self.n_rows, self.dtype)
-        args = (*self._of_rows(), self.label_smoothing, losses, None, self.n_threads)
-        _core.cross_entropy(self.logits(W), *args)
-        return losses.sum(dtype=np.float64) / self.total_weight + 0.5 * self.l2 * squared_norm(self.coef(W))
+    def penalty_l1(self, W):
+        """Return l1 ||W||_1, the part of F that has no gradient."""
+        return self.l1 * float(np.abs(self.coef(W)).sum(dtype=np.float64)) if self.l1 else 0.0
+
+    def moments(self, C):
+        """Return (1/S) sum_i s_i c_i [x_i 1]^T, an array like W, for C (n, K), which is overwritten."""
+        C *= self.shares()[:, None]
+        return self.design.accumulate(C)
 
     def dual_epoch(self, W, Q, order, constant):
-        """An epoch of dual coordinate ascent on W and Q, both in place, for sparse X; see `_dual.py`.
+        """Run an epoch of dual coordinate ascent on W and Q, both in place; see `_solvers/dual_ascent.py`.
 
         Return (1/S) sum_i s_i H(Q_i).
         """
         scale = 1 / (self.l2 * self.total_weight)
-        args = (self.rows, order, W.T, self.n_features, self.sample_weight, scale, constant, Q)
-        return _core.csr_dual_epoch(self.X.data, self.X.indices, self.X.indptr, *args) / self.total_weight
+        return self.design.dual_epoch(order, W, self._labels[2], scale, constant, Q) / self.total_weight
 
-    def penalty_l1(self, W):
-        """l1 ||W||_1, the part that has no gradient."""
-        return self.l1 * float(np.abs(self.coef(W)).sum(dtype=np.float64)) if self.l1 else 0.0
+    def class_moments(self):
+        """Return (1/S) sum_i s_i Y_i [x_i 1]^T, float64, (K, p); computed once, in blocks of rows."""
+        if "moments" not in self._cache:
+            moments, shares = np.zeros(self.shape), self.shares()
+            for block in self.design.row_blocks():
+                Y = self.distributions(block) * shares[block, None]
+                moments += self.design.select(block).accumulate(Y)
+            self._cache["moments"] = moments
+        return self._cache["moments"]
 
-    def optimality_gap(self, W, value, gradient):
-        """A proven bound on F(W) - min F, from F(W) without l1 and its gradient; inf without any penalty.
 
-        By duality: F(W) less `dual_bound` at Q = P. With no intercept that is ||dF/dW||^2 / (2 l2) for l1 = 0.
+class Linearization:
+    """F near W: the value and the gradient, and the curvature that the probabilities give.
+
+    Attributes
+    ----------
+    objective : Objective
+    W : array of shape (K, p)
+    value : float
+        F(W) without l1.
+    gradient : array like W
+        The gradient of `value`.
+    """
+
+    def __init__(self, objective, W, value, gradient, P):
+        self.objective, self.W, self.value, self.gradient, self._P = objective, W, value, gradient, P
+
+    def hessian_product(self, V):
+        """Return the Hessian of F at W, times V: an array like W."""
+        objective = self.objective
+        scale = 1.0 / objective.total_weight
+        return objective.design.hessian_product(self._P, objective._labels[2], scale, objective.l2, V)
+
+    def probabilities(self, positions):
+        """Return the probabilities of the rows at `positions`, (m, K)."""
+        return self._P[positions]
+
+    def uncertainty(self):
+        """Return 1 - sum_k p_k^2 of each row, (n,): zero where the class is certain."""
+        return 1 - np.einsum("ij,ij->i", self._P, self._P)
+
+    def class_gram(self):
+        """Return the mean softmax Jacobian, sum_i s_i/S (diag(p_i) - p_i p_i^T), float64, (K, K)."""
+        return class_gram(self._P, self._shares64())
+
+    def curvature_diagonal(self, U):
+        """Return the diagonal of the Hessian along class directions U (K, L): an array (p, L)."""
+        objective = self.objective
+        curvature = directional_curvature(self._P, self._shares64(), U)
+        D = objective.design.squares_product(curvature.astype(self._P.dtype))
+        D[: objective.n_features] += objective.l2
+        return D
+
+    def _shares64(self):
+        return self.objective.shares().astype(np.float64)
+
+    # --- other models of the curvature at the same point ----------------------------------------------------------
+
+    def select(self, positions):
+        """Return the linearisation with the curvature of the rows at `positions` alone; value and gradient stay."""
+        part = self.objective.select(positions)
+        return Linearization(part, self.W, self.value, self.gradient, self._P[positions])
+
+    def damped(self, row_damping):
+        """Return the linearisation with the probabilities moved towards uniform by a share for each row, (n,).
+
+        Rows whose class is certain have no curvature. A row damping gives some back to them.
         """
-        if not self.l2 and not self.l1:
-            return np.inf
-        return max(value + self.penalty_l1(W) - self.dual_bound(*self.dual_point(W, value, gradient)), 0.0)
+        if not row_damping.any():
+            return self
+        P = self._P + row_damping[:, None] * (self._P.dtype.type(1 / self._P.shape[1]) - self._P)
+        return Linearization(self.objective, self.W, self.value, self.gradient, P)
 
-    def dual_point(self, W, value, gradient):
-        """The mean entropy of the probabilities at W, and G of them, float64: what `dual_bound` is made from."""
-        G, coef = np.array(gradient, np.float64), np.asarray(self.coef(W), np.float64)
-        self.coef(G)[...] -= self.l2 * coef
-        return value - 0.5 * self.l2 * squared_norm(coef) - inner(G, W), G
-
-    def dual_bound(self, entropy, G):
-        """A proven lower bound on min F, from distributions Q by their mean entropy (1/S) sum_i s_i H(Q_i) and G(Q).
-
-        With the gradient part G(Q) = (1/S) sum_i s_i (Q_i - Y_i) [x_i 1]^T, of shape (K, p) and overwritten, and any
-        distributions Q whose class totals equal those of Y (only then is an unpenalised intercept optimal),
-
-            min F >= D(Q) = (1/S) sum_i s_i H(Q_i) - 1/(2 l2) sum max(|G(Q)| - l1, 0)^2,     intercepts left out.
-
-        Q meets the condition only where the intercept's column g of G is zero, so instead of Q itself
-        u ((1 - t) Q + t r) + (1 - u) Y: a share t of the constant distribution r = y - g (1 - t) / t, the smallest
-        that keeps r >= 0, repairs the totals y; and u <= 1 scales G down to what is best (l2 > 0) or allowed (l2 = 0).
-        H is concave, so that has at least the entropy u ((1 - t) H(Q) + t H(r)).
-        """
-        if self.fit_intercept:
-            g = G[:, -1] - G[:, -1].mean()  # they sum to zero but for rounding
-            M = self._class_moments()
-            totals = M[:, -1]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                t = np.max(np.where(g > 0, g / (totals + g), 0.0), initial=0.0)
-            if t > 0:
-                r = np.maximum(totals - g * ((1 - t) / t), 0)
-                r /= r.sum()
-                entropy = (1 - t) * entropy - t * np.sum(r * np.log(np.where(r > 0, r, 1)))
-                G *= 1 - t
-                G += t * (r[:, None] * M.sum(axis=0) - M)
-        G, entropy = self.coef(G), max(entropy, 0.0)
-        if self.l2:
-            charge = squared_norm(np.maximum(np.abs(G) - self.l1, 0)) / (2 * self.l2)
-            u = min(1.0, entropy / (2 * charge)) if charge > 0 else 1.0
-            return u * entropy - u * u * charge
-        largest = np.abs(G).max(initial=0.0)
-        return entropy * min(1.0, self.l1 / largest) if largest > 0 else entropy
-
-    def _class_moments(self):
-        """(1/S) sum_i s_i Y_i [x_i 1]^T, float64; computed once."""
-        if self._moments is None:
-            self._moments = self.moments(self.distributions()).astype(np.float64)
-        return self._moments
-
-    def distributions(self):
-        """Y, the target distributions of the rows, (n, K)."""
-        codes, targets, _ = self._of_rows()
-        if targets is None:
-            Y = np.zeros((self.n_rows, self.n_classes), self.dtype)
-            Y[np.arange(self.n_rows), codes] = 1
-        else:
-            Y = targets.astype(self.dtype)
-        Y *= 1 - self.label_smoothing
-        Y += self.label_smoothing / self.n_classes
-        return Y
-
-    def shares(self):
-        """s / S of the rows, (n,)."""
-        weight = self._of_rows()[2]
-        if weight is None:
-            return np.full(self.n_rows, self.dtype.type(1 / self.total_weight))
-        return weight / self.dtype.type(self.total_weight)
-
-    def moments(self, C):
-        """(1/S) sum_i s_i c_i [x_i 1]^T for C (n, K), which is overwritten; an array like W."""
-        C *= self.shares()[:, None]
-        out = self.empty()
-        if self.sparse:
-            args = (self.rows, C, self.n_features, out.T, self.n_threads)
-            _core.csr_gradient(self.X.data, self.X.indices, self.X.indptr, *args)
-        else:
-            _core.dense_gradient(self.X, self.rows, C, out, self.n_threads)
-        return out
-
-    def coef(self, W):
-        """The part of W that is penalised."""
-        return W[:, : self.n_features]
+    def probability_changes(self, other):
+        """Return sum_k |p_k - q_k| of each row, (n,), q the probabilities of the linearisation `other`."""
+        return np.abs(other._P - self._P).sum(axis=1)
 
 
 def squared_norm(A):
-    """sum(A^2), in float64 where it matters: over the sums of what lies side by side."""
+    """Return sum(A^2), in float64 where it matters: over the sums of what lies side by side."""
     A = A.T if A.strides[0] < A.strides[1] else A
     return float(np.einsum("ij,ij->i", A, A).sum(dtype=np.float64))
 
 
 def inner(A, B):
-    """sum(A B) of two arrays in the same memory order; BLAS adds in blocks, which keeps float32 exact enough."""
+    """Return sum(A B) of two arrays in the same memory order; BLAS adds in blocks, which keeps float32 exact enough."""
     return float(np.dot(A.ravel(order="K"), B.ravel(order="K")))

@@ -4,11 +4,12 @@ import numbers
 from contextlib import contextmanager
 
 import numpy as np
+from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
 from softreg._memory_layout import ensure_row_major
-from softreg.functional import _check_targets
+from softreg.functional import _check_targets, _check_weights
 
 FLOATS = (np.float64, np.float32)
 
@@ -57,9 +58,26 @@ def class_names(classes):
     return np.arange(classes) if isinstance(classes, numbers.Integral) else np.unique(classes)
 
 
+def check_row_weights(sample_weight, class_weight, X, codes, classes):
+    """Return sample weights times class weights in the dtype of X, (n,), or None for ones."""
+    weight = None if sample_weight is None else _check_weights(sample_weight, X.shape[0], X.dtype)
+    if class_weight is not None:
+        if codes is None:
+            raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
+        of_class = compute_class_weight(class_weight, classes=classes, y=classes[codes], sample_weight=weight)
+        some = of_class[codes].any() or not len(codes)
+        if not (np.isfinite(of_class).all() and (of_class >= 0).all() and some):
+            raise ValueError(f"class_weight must be finite, not negative and not all zero; got {class_weight}")
+        of_row = of_class[codes].astype(X.dtype)
+        weight = of_row if weight is None else weight * of_row
+    if weight is not None and len(weight) and not weight.sum(dtype=np.float64) > 0:
+        raise ValueError("sample_weight sums to zero: nothing is left to fit")
+    return weight
+
+
 @contextmanager
-def all_or_nothing(estimator):
-    """An error leaves the estimator as it was."""
+def restore_on_error(estimator):
+    """Leave the estimator as it was where an error is raised."""
     before = vars(estimator).copy()
     try:
         yield

@@ -1,0 +1,136 @@
+"""Who watches a fit: prints its progress, calls the estimator's callbacks, and stops it early."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from softreg._objective import squared_norm
+
+
+class Callbacks:
+    """The callbacks set on an estimator (`sklearn.callback`): a fit is a task, each iteration a task within it.
+
+    They get X, y and weights as they were given, and the estimator as it is where an iteration begins and ends.
+    Without any callback all methods do nothing.
+    """
+
+    def __init__(self, estimator=None, X=None, y=None, sample_weight=None, name="", max_tasks=0):
+        self.name, self.root, self.task = name, None, None
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+        self.common = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
+        if hasattr(estimator, "_skl_callbacks"):
+            self.root = estimator._init_callback_context(max_subtasks=max_tasks)
+
+    def start(self, fitted=None, W=None):
+        """Begin the fit at W, with valid data; `fitted(W)` returns the attributes of an estimator fitted to W."""
+        self.fitted, self.W = fitted, W
+        if self.root is not None:
+            self.root.call_on_fit_task_begin(**self.common)
+
+    def begin(self):
+        """Begin an iteration, unless one is under way."""
+        if self.root is not None and self.task is None:
+            self.task = self.root.subcontext(task_name=self.name)
+            self.task.call_on_fit_task_begin(**self.common, reconstruction_attributes=lambda: self.fitted(self.W))
+
+    def end(self, W):
+        """End an iteration at W; return whether a callback asks for the end of the fit."""
+        if self.root is None:
+            return False
+        self.begin()
+        task, self.task, self.W = self.task, None, W
+        return task.call_on_fit_task_end(**self.common, reconstruction_attributes=lambda: self.fitted(W))
+
+    def finish(self):
+        """End the fit: the estimator is fitted."""
+        if self.root is None:
+            return
+        if self.task is not None:  # a line search that led nowhere
+            self.task.call_on_fit_task_end(**self.common)
+        self.root.call_on_fit_task_end(**self.common, reconstruction_attributes={})
+
+
+class Monitor:
+    """Called after each iteration: prints, calls callbacks, and watches the held-out rows for early stopping.
+
+    Parameters
+    ----------
+    estimator : gives `verbose`, `tol`, `n_iter_no_change` and `max_iter`
+    n_rows : int, the rows of a pass
+    row : row of the registry of solvers, for the name of an iteration and how many an entry stands for
+    held_out : Objective over the held-out rows, or None
+    callbacks : Callbacks, or None
+    """
+
+    def __init__(self, estimator, n_rows, row, held_out=None, callbacks=None):
+        self.verbose, self.tol, self.patience = estimator.verbose, estimator.tol, estimator.n_iter_no_change
+        self.unit, self.stride, self.max_iter = row.iteration, row.record_interval, estimator.max_iter
+        self.n_rows, self.held_out, self.callbacks = n_rows, held_out, callbacks or Callbacks()
+        self.best, self.best_loss, self.waited, self.stopped_on = None, np.inf, 0, None
+        self.calls, self.seconds = 0, 0.0  # spent on watching; rows a second are those of the solver alone
+
+    def begin(self):
+        """Note that an iteration begins."""
+        self.callbacks.begin()
+
+    def __call__(self, W, entry):
+        """Note that an iteration ended at W with this entry of the history; return whether the fit is to end."""
+        called = time.perf_counter()
+        self.calls += 1
+        if self.held_out is not None:
+            self._validate(W, entry)
+        if self.verbose:
+            print(self._line(entry), flush=True)
+        if self.callbacks.end(W if self.best is None else self.best):
+            self.stopped_on = self.stopped_on or "callback"
+        self.seconds += time.perf_counter() - called
+        return self.stopped_on is not None
+
+    def conclude(self, result):
+        """Return the result with what the monitor knows: the best weights on held-out rows, and what it stopped."""
+        if self.best is not None and not np.array_equal(self.best, result.W):
+            stopped_on = "early_stopping" if result.converged else result.stopped_on
+            # gap and estimate were those of the last weights, not of the best
+            result = replace(result, W=self.best, stopped_on=stopped_on, gap=np.inf, estimate=np.nan)
+        return replace(result, stopped_on=self.stopped_on or result.stopped_on)
+
+    def _validate(self, W, entry):
+        """Note loss and accuracy on the held-out rows, keep the best W, and stop where they no longer get better."""
+        at = self.held_out.linearize(W)
+        loss = at.value - 0.5 * self.held_out.l2 * squared_norm(self.held_out.coef(W))
+        entry["validation_loss"] = loss
+        entry["validation_score"] = self._accuracy(at.probabilities(slice(None)))
+        self.waited = self.waited + 1 if loss > self.best_loss - self.tol * abs(self.best_loss) else 0
+        if loss < self.best_loss:
+            self.best, self.best_loss = W.copy(order="K"), loss
+        if self.waited >= self.patience:
+            self.stopped_on = "early_stopping"
+
+    def _accuracy(self, P):
+        codes = self.held_out.codes
+        codes = self.held_out.targets.argmax(axis=1) if codes is None else codes
+        return float(np.mean(P.argmax(axis=1) == codes))
+
+    def _line(self, entry):
+        done = min(self.calls * self.stride, self.max_iter)
+        left = entry["time"] / done * (self.max_iter - done)
+        busy = max(entry["time"] - self.seconds, 1e-9)  # a coarse clock may stand still
+        gaps = ((entry["gap"], "proven"), (entry["gap_estimate"], "estimated"))
+        gap = min((f for f in gaps if np.isfinite(f[0])), default=None)
+        columns = [
+            f"{self.unit} {done:{len(str(self.max_iter))}}/{self.max_iter}",
+            f"loss {entry['loss']:<11.6g}",
+            f"gap {'{:.1e} {}'.format(*gap) if gap else '-':17}",
+            f"{entry['passes'] * self.n_rows / busy:13,.0f} rows/s",
+            f"at most {duration(left):>8} left",
+        ]
+        if "validation_score" in entry:
+            columns.insert(3, f"held-out accuracy {entry['validation_score']:6.1%}")
+        return "  ".join(columns)
+
+
+def duration(seconds):
+    """Return a duration as a reader counts it: 9.5 s, 2.1 min, 3.0 h."""
+    unit, size = next((u, s) for u, s in (("s", 1), ("min", 60), ("h", 3600)) if seconds < 100 * s or u == "h")
+    return f"{seconds / size:.1f} {unit}"

@@ -1,0 +1,257 @@
+"""X as the kernels see it: which rows count, where they stand, and how W lies in memory.
+
+`DenseDesign` and `CSRDesign` have the same methods. This is the one place that knows whether X is sparse. A design
+holds X without copying it, and a selection of its rows. Its columns are the features and, with an intercept, a last
+column of ones: [X 1] has p = d + 1 columns, or p = d without an intercept. Arrays like W have shape (K, p).
+
+Dense designs hold W in C order. CSR designs hold W in Fortran order: a nonzero of X then meets the numbers of all
+classes side by side.
+"""
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.utils.extmath import row_norms
+
+from softreg import _core
+
+BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
+BLOCK_NUMBERS = 2**21  # numbers in such a copy at most: X may be larger than memory
+
+
+def design_matrix(X, *, fit_intercept=True, n_threads=1):
+    """Return the design of X, a row-major ndarray or a CSR matrix with sorted indices."""
+    return (CSRDesign if issparse(X) else DenseDesign)(X, fit_intercept, n_threads)
+
+
+class _Design:
+    """What both kinds share: the selection of rows, and the arrays that belong to it.
+
+    Attributes
+    ----------
+    n_rows, n_features, n_columns : int
+        Selected rows, d and p.
+    dtype : dtype of X, of W and of all results
+    order : {"C", "F"}
+        Memory order of arrays like W.
+    can_center : bool
+        Whether centred copies of a few rows cost no more memory than the rows themselves.
+    can_sample_rows : bool
+        Whether a sample of rows tells about every feature. Most features of sparse rows are rare.
+    has_dual_epoch : bool
+        Whether `dual_epoch` exists.
+    """
+
+    def __init__(self, X, fit_intercept, n_threads, rows=None):
+        self.X, self.fit_intercept, self.n_threads, self.rows = X, fit_intercept, n_threads, rows
+        self.n_features, self.n_columns = X.shape[1], X.shape[1] + bool(fit_intercept)
+        self.n_rows = X.shape[0] if rows is None else len(rows)
+        self.dtype = X.dtype
+
+    # --- rows -----------------------------------------------------------------------------------------------------
+
+    def row_numbers(self, positions):
+        """Return the numbers in X of the rows at `positions` (an index array or a slice) of the selection."""
+        if self.rows is not None:
+            return self.rows[positions]
+        return np.arange(self.n_rows)[positions] if isinstance(positions, slice) else positions
+
+    def select(self, positions):
+        """Return the design over the rows at `positions`; nothing of X is copied."""
+        return type(self)(self.X, self.fit_intercept, self.n_threads, self.row_numbers(positions))
+
+    def of_rows(self, values):
+        """Return the entries of the selected rows, from an array with one entry for each row of X, or from None."""
+        return values if values is None or self.rows is None else values[self.rows]
+
+    def copy_rows(self, positions):
+        """Return the rows at `positions`: an array or CSR matrix, which may share memory with X for a slice."""
+        return self.X[positions if self.rows is None else self.rows[positions]]
+
+    def row_blocks(self, size=BLOCK_ROWS):
+        """Yield the slices that cut the selection into blocks of `size` rows."""
+        for start in range(0, self.n_rows, size):
+            yield slice(start, min(start + size, self.n_rows))
+
+    def float64_rows(self, positions):
+        """Return the rows at `positions` as a dense float64 copy."""
+        X = self.copy_rows(positions)
+        return (X.toarray() if issparse(X) else X).astype(np.float64)
+
+    def row_squared_norms(self):
+        """Return ||x_i||^2 of the selected rows, (n,)."""
+        return np.concatenate([row_norms(self.copy_rows(block), squared=True) for block in self.row_blocks()])
+
+    # --- arrays like W --------------------------------------------------------------------------------------------
+
+    def empty(self, n_classes):
+        """Return an uninitialised array like W."""
+        return np.empty((n_classes, self.n_columns), self.dtype, order=self.order)
+
+    def arranged(self, W):
+        """Return W in the dtype and the memory order of this design; copied only where it has another."""
+        return np.asarray(W, self.dtype, order=self.order)
+
+    def coef(self, W):
+        """Return a view of W without the intercepts: the part that is penalised."""
+        return W[:, : self.n_features]
+
+    def intercepts(self, W):
+        """Return a view of the last column of W, or of no column where there are no intercepts."""
+        return W[:, self.n_features :]
+
+
+class DenseDesign(_Design):
+    """Rows of an ndarray with unit stride along a row."""
+
+    order = "C"
+    can_center = can_sample_rows = True
+    has_dual_epoch = False
+
+    def logits(self, W):
+        """Return X W^T + b, (n, K)."""
+        Z = np.empty((self.n_rows, len(W)), self.dtype)
+        _core.dense_logits(self.X, self.rows, W, Z, self.n_threads)
+        return Z
+
+    def accumulate(self, G):
+        """Return G^T [X 1], an array like W, for G (n, K)."""
+        out = self.empty(G.shape[1])
+        _core.dense_gradient(self.X, self.rows, G, out, self.n_threads)
+        return out
+
+    def loss_gradient(self, W, codes, targets, sample_weight, label_smoothing, scale, l2, P=None):
+        """Return scale * sum_i s_i CE_i + l2/2 ||W||^2 and its gradient; P (n, K) OUT, or None.
+
+        Codes, targets and weights have one entry for each row of X, whichever rows are selected.
+        """
+        gradient = self.empty(len(W))
+        given = (codes, targets, sample_weight, label_smoothing, scale, l2, P)
+        return _core.dense_loss_gradient(self.X, self.rows, W, *given, gradient, self.n_threads), gradient
+
+    def hessian_product(self, P, sample_weight, scale, l2, V):
+        """Return the Hessian of `loss_gradient` at probabilities P (n, K), times V: an array like W."""
+        out = self.empty(len(V))
+        _core.dense_hessian_product(self.X, self.rows, P, sample_weight, scale, l2, V, out, self.n_threads)
+        return out
+
+    def squares_product(self, C):
+        """Return sum_i [x_i^2 1] c_i^T, (p, L), for C (n, L)."""
+        out = np.zeros((self.n_columns, C.shape[1]), self.dtype)
+        for block in self.row_blocks():
+            X = self.copy_rows(block)
+            out[: self.n_features] += (X * X).T @ C[block]
+        if self.fit_intercept:
+            out[-1] = C.sum(axis=0)
+        return out
+
+    def column_mean_squares(self):
+        """Return the mean of x_ij^2 over the rows for each feature, (d,)."""
+        X = self.copy_rows(slice(None))
+        return np.einsum("ij,ij->j", X, X) / len(X)
+
+    def scaled_rows(self, positions, scale):
+        """Return a copy of the rows at `positions` with each column times its entry of scale (d,)."""
+        X = np.array(self.copy_rows(positions))
+        X *= scale
+        return X
+
+    def column_totals(self, weight):
+        """Return sum_i s_i x_ij^2 and sum_i s_i [x_ij != 0] of each column, (2, p) float64, for weights s (n,)."""
+        totals = np.ones((2, self.n_columns))
+        totals[:, : self.n_features] = 0
+        for block in self.row_blocks(max(BLOCK_NUMBERS // self.n_features, 1)):
+            X = self.copy_rows(block).astype(np.float64)
+            totals[1, : self.n_features] += weight[block] @ (X != 0)
+            totals[0, : self.n_features] += weight[block] @ np.multiply(X, X, out=X)
+        return totals
+
+    def standardized_row_lengths(self):
+        """Return the squared lengths of the rows in standardised units over their mean, (n,).
+
+        A feature that is zero but for a few rows has all of its curvature there: those rows are long.
+        """
+        n, length = self.n_rows, np.ones(self.n_rows)
+        blocks = list(self.row_blocks())
+        mean = self.copy_rows(blocks[0]).mean(axis=0) if self.fit_intercept else np.zeros(1, self.dtype)
+        centred = (self.copy_rows(block) - mean for block in blocks)
+        squares = sum(np.einsum("ij,ij->j", D, D).astype(np.float64) for D in centred)
+        unit = np.sqrt(n / np.where(squares > 0, squares, np.inf)).astype(self.dtype)
+        for block in blocks:
+            D = (self.copy_rows(block) - mean) * unit
+            length[block] = np.einsum("ij,ij->i", D, D)
+        return length / length.mean() if length.any() else np.ones(n)
+
+
+class CSRDesign(_Design):
+    """Rows of a CSR matrix with sorted indices, 32 or 64 bits wide."""
+
+    order = "F"
+    can_center = can_sample_rows = False
+    has_dual_epoch = True
+
+    @property
+    def _arrays(self):
+        return self.X.data, self.X.indices, self.X.indptr, self.rows
+
+    def logits(self, W):
+        Z = np.empty((self.n_rows, len(W)), self.dtype)
+        _core.csr_logits(*self._arrays, W.T, self.n_features, Z, self.n_threads)
+        return Z
+
+    def accumulate(self, G):
+        out = self.empty(G.shape[1])
+        _core.csr_gradient(*self._arrays, G, self.n_features, out.T, self.n_threads)
+        return out
+
+    def loss_gradient(self, W, codes, targets, sample_weight, label_smoothing, scale, l2, P=None):
+        gradient, residual = self.empty(len(W)), np.empty((self.n_rows, len(W)), self.dtype)
+        given = (codes, targets, sample_weight, label_smoothing, scale, l2, P, residual, gradient.T)
+        return _core.csr_loss_gradient(*self._arrays, W.T, self.n_features, *given, self.n_threads), gradient
+
+    def hessian_product(self, P, sample_weight, scale, l2, V):
+        out, curved = self.empty(len(V)), np.empty_like(P)
+        given = (P, sample_weight, scale, l2, V.T, self.n_features, curved, out.T)
+        _core.csr_hessian_product(*self._arrays, *given, self.n_threads)
+        return out
+
+    def squares_product(self, C):
+        out = np.zeros((self.n_columns, C.shape[1]), self.dtype)
+        for block in self.row_blocks():
+            X, sums = self.copy_rows(block), np.empty_like(out)
+            arrays = (X.data * X.data, X.indices, X.indptr, None)
+            _core.csr_gradient(*arrays, C[block], self.n_features, sums, self.n_threads)
+            out += sums
+        if self.fit_intercept:
+            out[-1] = C.sum(axis=0)
+        return out
+
+    def column_mean_squares(self):
+        X = self.copy_rows(slice(None))
+        return np.asarray(X.multiply(X).mean(axis=0)).ravel()
+
+    def scaled_rows(self, positions, scale):
+        X = self.copy_rows(positions)
+        X.data *= scale[X.indices]
+        return X
+
+    def column_totals(self, weight):
+        totals = np.ones((2, self.n_columns))
+        totals[:, : self.n_features] = 0
+        for block in self.row_blocks(2**16):
+            X = self.copy_rows(block).astype(np.float64)
+            totals[1, : self.n_features] += weight[block] @ (X != 0)
+            totals[0, : self.n_features] += weight[block] @ X.multiply(X)
+        return totals
+
+    def standardized_row_lengths(self):
+        """Return ones: standardised coordinates would fill the zeros of X."""
+        return np.ones(self.n_rows)
+
+    def mean_squared_norm(self):
+        """Return the mean of ||x_i||^2 over all rows of X."""
+        return float(self.X.data @ self.X.data) / self.X.shape[0]
+
+    def dual_epoch(self, order, W, sample_weight, scale, constant, Q):
+        """Visit the rows in `order` by dual coordinate ascent on W and Q, both in place; see the kernel's twin."""
+        given = (order, W.T, self.n_features, sample_weight, scale, constant, Q)
+        return _core.csr_dual_epoch(*self._arrays, *given)

@@ -1,0 +1,105 @@
+"""A sample of rows in standardised coordinates (x - mean) / deviation, which preconditioners of dense X work in.
+
+Offsets and units, however wild, then neither cost precision nor enter the correlation of the features. X itself is
+never standardised, only a sample of its rows.
+"""
+
+from copy import copy
+from functools import cached_property
+
+import numpy as np
+
+CHUNK_ROWS = 1024  # rows held in float64 at a time: a whole sample of that would take more room than it is worth
+
+
+def systematic_sampling(score, order, size):
+    """Return about `size` positions in proportion to their score, sorted, and 1 over the chance of each.
+
+    Every `size`-th part of the sum of the scores, along the random `order`, takes the position that it falls on.
+    A position with a larger share than that is taken several times, and counted as often.
+    """
+    chance = score / score.sum()
+    steps = np.searchsorted(np.cumsum(chance[order]), (np.arange(size) + 0.5) / size)
+    picked, times = np.unique(order[np.minimum(steps, len(order) - 1)], return_counts=True)
+    return picked, times / chance[picked]
+
+
+class StandardizedSample:
+    """Rows in standardised coordinates, and the way there and back for gradients and steps.
+
+    Attributes
+    ----------
+    picked : positions of the sampled rows, sorted, (m,)
+    weight : their share of the whole, (m,) float64; it sums to 1, or is expected to
+    mean, deviation : of the features, (d,) float64
+    """
+
+    def __init__(self, objective, order, size):
+        self.objective = objective
+        if size >= objective.n_rows:
+            self._take(np.arange(objective.n_rows), np.ones(objective.n_rows))
+        else:
+            self._take(*systematic_sampling(0.5 + 0.5 * self.row_lengths, order, size), size)
+        weight = self.weight / self.weight.sum()
+        self.mean = np.zeros(objective.n_features)
+        if objective.fit_intercept:
+            self.mean = sum(weight[part] @ X for part, X in self._chunks())
+        self.deviation = np.sqrt(sum(weight[part] @ (X - self.mean) ** 2 for part, X in self._chunks()))
+        # a feature that is constant in the sample may not be so elsewhere: it keeps its size as its unit
+        constant = self.deviation <= 1e-7 * np.abs(self.mean)
+        self.deviation[constant] = np.abs(self.mean[constant])
+        self.deviation[self.deviation == 0] = 1.0
+
+    def for_objective(self, objective):
+        """Return the same sample for an objective that differs in its penalties alone; refresh it before use."""
+        other = copy(self)
+        other.objective = objective
+        return other
+
+    @cached_property
+    def row_lengths(self):
+        """Squared lengths of all rows in standardised units, over their mean, (n,)."""
+        return self.objective.design.standardized_row_lengths()
+
+    @property
+    def penalty(self):
+        """What l2 adds to the diagonal of the Hessian in standardised coordinates, (p,)."""
+        penalty = self.objective.l2 / self.deviation**2
+        return np.append(penalty, 0.0) if self.objective.fit_intercept else penalty
+
+    def _take(self, picked, importance, times=1):
+        """Sample these rows; they were drawn with replacement `times` times, or all taken once."""
+        self.picked = picked
+        s = self.objective.sample_weight
+        s = 1.0 if s is None else s[picked].astype(np.float64)
+        self.weight = importance * s / (times * self.objective.total_weight)
+
+    def _chunks(self):
+        """Yield slices of the sample with their rows in float64."""
+        for start in range(0, len(self.picked), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            yield part, self.objective.design.float64_rows(self.picked[part])
+
+    def standardized(self, dtype):
+        """Return [(x - mean) / deviation, 1] for each row of the sample, (m, p)."""
+        Z = np.ones((len(self.picked), self.objective.shape[1]), dtype)
+        for part, X in self._chunks():
+            Z[part, : X.shape[1]] = (X - self.mean) / self.deviation
+        return Z
+
+    def to_standardized(self, G):
+        """Return a gradient in W as one in standardised coordinates, float64, (K, p)."""
+        d = self.objective.n_features
+        G = G.astype(np.float64)
+        if self.objective.fit_intercept:
+            G[:, :d] -= G[:, d:] * self.mean
+        G[:, :d] /= self.deviation
+        return G
+
+    def from_standardized(self, V):
+        """Return a step in standardised coordinates, (K, p), as one in W; V is overwritten."""
+        d = self.objective.n_features
+        V[:, :d] /= self.deviation
+        if self.objective.fit_intercept:
+            V[:, d] -= V[:, :d] @ self.mean
+        return self.objective.design.arranged(V)

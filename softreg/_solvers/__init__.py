@@ -1,0 +1,120 @@
+"""The solvers, and the registry that says what each can do.
+
+A solver is a function (objective, start, options, monitor) -> Result. It copies what it changes, calls the monitor
+after each iteration, and says what it stopped on. To add one, write its file and add its row to `SOLVERS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from softreg._solvers import dual_ascent as dual
+from softreg._solvers.newton import newton
+from softreg._solvers.proximal_gradient import STRIDE, proximal_gradient
+from softreg._solvers.result import Options, Result, Start
+from softreg._solvers.sgd import sgd
+
+__all__ = ["SOLVERS", "Options", "Result", "Start", "check_solver", "solve", "solver_names", "warning_text"]
+
+MORE_ITERATIONS = "Increase max_iter, standardise the features, or raise alpha or tol."
+MORE_DIGITS = "The digits of {dtype} are used up: scale the features, or give X as float64."
+LOWER_RATE = "The adaptive rate went down to a millionth: raise eta0 or tol, or standardise the features."
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A row of the registry.
+
+    Attributes
+    ----------
+    solve : function (objective, start, options, monitor) -> Result
+    reads : parameters of the estimator that it reads, beside tol, max_iter and random_state
+    advice : what to do about each `stopped_on` that is no success
+    iteration : what an iteration is called
+    record_interval : iterations that an entry of the history stands for
+    can_l1 : whether it can do l1_ratio > 0
+    obstacle : function (objective) -> why the solver cannot be used on it, or None
+    """
+
+    solve: Callable
+    reads: tuple = ()
+    advice: dict = None
+    iteration: str = "iteration"
+    record_interval: int = 1
+    can_l1: bool = False
+    obstacle: Callable = lambda objective: None
+
+
+SOLVERS = {
+    "newton": Solver(newton, advice={"max_iter": MORE_ITERATIONS, "precision": MORE_DIGITS}),
+    "dual": Solver(
+        dual.dual_ascent, advice={"max_iter": MORE_ITERATIONS}, iteration="epoch", obstacle=dual.obstacle
+    ),
+    "proximal_gradient": Solver(
+        proximal_gradient, advice={"max_iter": MORE_ITERATIONS}, record_interval=STRIDE, can_l1=True
+    ),
+    "sgd": Solver(
+        sgd,
+        reads=(
+            "batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle", "n_iter_no_change",
+        ),
+        advice={"max_iter": MORE_ITERATIONS, "rate": LOWER_RATE},
+        iteration="epoch",
+        can_l1=True,
+    ),
+}  # fmt: skip
+
+
+def solver_names(solver, has_l1, objective=None):
+    """Return the solvers that a name stands for, in the order in which they are tried.
+
+    "auto" is one that can do l1 where there is l1. Otherwise it is dual ascent where that is promising, with Newton's
+    method after it where it gets slow; and Newton's method alone where the objective is not known yet.
+    """
+    if solver != "auto":
+        return [solver]
+    if has_l1:
+        return ["proximal_gradient"]
+    return ["dual", "newton"] if objective is not None and dual.is_promising(objective) else ["newton"]
+
+
+def check_solver(solver, l1_ratio, objective):
+    """Raise a ValueError if the solver cannot minimise the objective."""
+    if solver == "auto":
+        return
+    if l1_ratio > 0 and not SOLVERS[solver].can_l1:
+        able = ", ".join(repr(name) for name, row in SOLVERS.items() if row.can_l1)
+        raise ValueError(f"solver={solver!r} needs l1_ratio=0; l1_ratio={l1_ratio} needs solver='auto', {able}")
+    if (obstacle := SOLVERS[solver].obstacle(objective)) is not None:
+        raise ValueError(f"solver={solver!r} {obstacle}")
+
+
+def solve(solver, objective, start, options, monitor):
+    """Minimise the objective by the solver of that name; return the result.
+
+    A solver that another one can follow may give up where it is slow; the next one goes on from there.
+    """
+    names = solver_names(solver, objective.l1 > 0, objective)
+    for name, follower in zip(names, [*names[1:], None], strict=True):
+        options = replace(options, may_give_up=follower is not None)
+        result = SOLVERS[name].solve(objective, start, options, monitor)
+        if result.stopped_on != "slow":
+            break
+        start = Start(result.W, result=result)
+    return monitor.conclude(result)
+
+
+def warning_text(result, tol):
+    """Return what a fit that did not converge says of how far it came, and what to do."""
+    reached = []
+    if np.isfinite(result.gap):
+        reached.append(f"proven to be within {result.gap:.2g}")
+    if np.isfinite(result.estimate):
+        reached.append(f"estimated to be within {result.estimate:.2g}")
+    row = SOLVERS[result.solver]
+    return (
+        f"SoftmaxRegression stopped after {len(result.history)} iterations before it converged: the objective is "
+        f"{result.loss:.6g}, {' and '.join(reached) or 'how far is not known'} of its minimum; tol asks for "
+        f"{tol * result.loss:.2g}. {row.advice[result.stopped_on].format(dtype=result.W.dtype)}"
+    )

@@ -1,0 +1,111 @@
+"""What solvers share: the start and the options they take, and the result they return with its iteration history."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from softreg import _duality
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a solver begins; solvers copy W before they change it.
+
+    Attributes
+    ----------
+    W : array of shape (K, p)
+    preconditioner : of a fit that ended at W, or None
+    result : Result of another solver that ended at W, to go on with, or None
+    """
+
+    W: np.ndarray
+    preconditioner: object = None
+    result: "Result | None" = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Parameters of the estimator that solvers read; the registry says which solver reads which."""
+
+    max_iter: int
+    tol: float
+    random_state: np.random.RandomState
+    batch_size: int | str = "auto"
+    learning_rate: str = "auto"
+    eta0: float | str = "auto"
+    momentum: float = 0.9
+    nesterov: bool = True
+    average: bool = False
+    shuffle: bool = True
+    n_iter_no_change: int = 5
+    may_give_up: bool = False  # whether another solver follows one that is slow
+
+
+@dataclass
+class Result:
+    """Where a solver has come, and how it got there.
+
+    Attributes
+    ----------
+    W : array of shape (K, p)
+    solver : name of the solver that finished
+    stopped_on : what ended the solver, see `SoftmaxRegression.stopped_on_`
+    lower_bound : the best proven lower bound on min F so far
+    gap : proven bound on F - min F
+    estimate : the same by the Newton decrement, not proven; NaN where there is none
+    passes : over the data, for a gradient or a Hessian product
+    preconditioner : at the end, for the next fit of a path
+    history : list of dicts, one an iteration
+    """
+
+    W: np.ndarray
+    solver: str = ""
+    stopped_on: str = "max_iter"
+    lower_bound: float = -np.inf
+    gap: float = np.inf
+    estimate: float = np.nan
+    passes: float = 0.0
+    preconditioner: object = None
+    history: list = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def converged(self):
+        return self.stopped_on in ("gap", "estimate")
+
+    @property
+    def loss(self):
+        """The objective in the last entry of the history."""
+        return self.history[-1]["loss"]
+
+    def record(self, loss):
+        """Append an entry to the history, and return it."""
+        seconds = time.perf_counter() - self.started
+        entry = {"loss": loss, "gap": np.nan, "gap_estimate": np.nan, "passes": self.passes, "time": seconds}
+        self.history.append(entry)
+        return entry
+
+    def certify(self, objective, value, gradient, tol):
+        """Compute the proven gap at W, and note it in the last entry; return whether it is within tol."""
+        self.history[-1].update(loss=value + objective.penalty_l1(self.W), passes=self.passes)
+        return self.bound(self.loss - _duality.optimality_gap(objective, self.W, value, gradient), tol)
+
+    def bound(self, lower_bound, tol):
+        """Note the gap to the best proven lower bound on min F, this one or an earlier; return whether within tol.
+
+        Losses and entropies come from probabilities near 1, rounded by eps; their means are off by less than 0.1 eps.
+        """
+        lower_bound -= 0.1 * float(np.finfo(self.W.dtype).eps)
+        self.lower_bound = max(self.lower_bound, lower_bound)
+        self.gap = self.history[-1]["gap"] = max(self.loss - self.lower_bound, 0.0)
+        if self.gap <= tol * abs(self.loss):
+            self.stopped_on = "gap"
+        return self.converged
+
+    def estimated(self, gap, loss, tol):
+        """Note an estimate of the gap in the last entry, if there is one, and whether it is within tol."""
+        if np.isfinite(gap):
+            self.estimate = self.history[-1]["gap_estimate"] = gap
+            if gap <= tol * abs(loss):
+                self.stopped_on = "estimate"

@@ -1,0 +1,139 @@
+"""Conjugate gradients on the quadratic model, within a trust region; and what a solve says of the gap."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import eigvalsh_tridiagonal
+
+from softreg._objective import inner
+
+
+@dataclass
+class ModelSolution:
+    """What conjugate gradients found."""
+
+    step: np.ndarray
+    decrease: float  # of the quadratic model
+    decrement: float  # estimate of 1/2 g^T H^-1 g, the gap of the model: the decrease and what the solve left of it
+    length: float  # of the step in M's norm
+    residual: float  # norm in that of M^-1
+    smallest: float  # eigenvalue of M^-1 H that was seen
+    is_exact: bool  # to rounding
+    products: int
+    truncated: bool  # at the boundary, at the most products, or where rounding left no curvature too soon
+
+    def gap(self, M, value, eps, reached=None):
+        """Return an estimate of F - min F where the solve began, or where its step led; inf where there is none.
+
+        The gap of the quadratic model is 1/2 g^T H^-1 g. An estimate takes a solve to its end, and at least
+        `min_products(M)` products, as directions that matter late show late. It is doubled: the decrement is half of
+        the gap where the loss falls off exponentially, as it does for nearly separable classes. Where a whole step
+        led, `reached` is the norm of the gradient in that of M^-1. M^-1 over the smallest eigenvalue of M^-1 H stands
+        for H^-1, and three times that, as such a loss has only 1 / e of its curvature left.
+        Where the loss is tiny, so are the curvatures p (1 - p), and 1 % of them is rounding: no estimate.
+        """
+        thorough = not self.truncated and (self.is_exact or self.products >= min_products(M))
+        if not thorough or abs(value) < 100 * eps:
+            return np.inf
+        before = 2 * self.decrement
+        return before if reached is None else min(before, 3 * reached**2 / self.smallest)
+
+    def remaining(self, decrease, norm):
+        """Return roughly what is left of F - min F after a step that brought `decrease`, to a gradient of that norm.
+
+        The least of three: the model's gap before the step; what the preconditioner makes of the new gradient; what
+        the solve left and the model missed.
+        """
+        missed = abs(decrease - self.decrease)
+        return min(self.decrement, 0.5 * norm**2 / self.smallest, self.decrement - self.decrease + missed)
+
+
+def trust_region_cg(linearization, M, radius, accuracy, max_products=100, min_products=1, target_gap=0.0):
+    """Minimise g^T s + 1/2 s^T H s within ||s||_M <= radius until ||residual|| <= accuracy ||g||, both in M^-1's norm.
+
+    Steps end at the boundary where they would leave the region (Steihaug 1983). What is left of the decrease,
+    1/2 r^T H^-1 r, is at most 1/2 r^T M^-1 r over the smallest eigenvalue of M^-1 H, for which the smallest Ritz value
+    of the same iterations stands. With a `target_gap` the solve also ends once decrease and remainder are within it.
+
+    Parameters
+    ----------
+    linearization : gives g and products with H
+    M : preconditioner
+    radius, accuracy : float
+    max_products, min_products : int, of products with H
+    target_gap : float
+
+    Returns
+    -------
+    solution : ModelSolution
+    """
+    s, r = linearization.objective.zeros(), linearization.gradient.copy(order="K")
+    z = M.solve(r)
+    d = -z
+    rz = first = inner(r, z)
+    target = accuracy**2 * first
+    ss, sd, dd = 0.0, 0.0, rz
+    decrease, truncated, is_exact, diagonal, off = 0.0, True, False, [], []
+    ratio, step = 0.0, 1.0
+    for _ in range(max_products):
+        done = rz <= target or (target_gap and decrease + 0.5 * rz / smallest_ritz(diagonal, off) <= target_gap)
+        is_exact = rz <= 1e-8 * first  # what follows may be rounding
+        if (done and (is_exact or len(diagonal) >= min_products)) or not rz > 0:
+            truncated = False
+            break
+        Hd = linearization.hessian_product(d)
+        curvature = inner(d, Hd)
+        if not curvature > 0:  # rounding: H has no negative curvature
+            truncated, is_exact = not done, done
+            break
+        diagonal.append(curvature / rz + ratio / step)
+        step = rz / curvature
+        longer = ss + 2 * step * sd + step * step * dd
+        if longer >= radius**2:
+            step = (-sd + np.sqrt(max(sd * sd + dd * (radius**2 - ss), 0.0))) / dd
+            s += s.dtype.type(step) * d
+            decrease += step * rz - 0.5 * step * step * curvature
+            ss = radius**2
+            break
+        s += s.dtype.type(step) * d
+        r += r.dtype.type(step) * Hd
+        decrease += 0.5 * step * rz
+        ss = longer
+        z = M.solve(r)
+        ratio, rz = inner(r, z) / rz, inner(r, z)
+        off.append(np.sqrt(max(ratio, 0.0)) / step)
+        d = d.dtype.type(ratio) * d - z
+        sd, dd = ratio * (sd + step * dd), rz + ratio * ratio * dd
+    smallest = smallest_ritz(diagonal, off)
+    decrement, residual = decrease + 0.5 * rz / smallest, np.sqrt(max(rz, 0.0))
+    products = len(diagonal)
+    return ModelSolution(s, decrease, decrement, np.sqrt(ss), residual, smallest, is_exact, products, truncated)
+
+
+def min_products(M):
+    """Return the products of a solve that an estimate of the gap takes."""
+    return 5 if M.is_exact_inverse else 20
+
+
+def smallest_ritz(diagonal, off):
+    """Return the smallest eigenvalue of the tridiagonal matrix of conjugate gradients; 1 before the first product."""
+    if not diagonal:
+        return 1.0
+    smallest = eigvalsh_tridiagonal(diagonal, off[: len(diagonal) - 1], select="i", select_range=(0, 0))[0]
+    return max(smallest, np.finfo(float).tiny)
+
+
+def dual_norm(M, gradient):
+    """Return the norm of a gradient in that of M^-1."""
+    return np.sqrt(max(inner(gradient, M.solve(gradient)), 0.0))
+
+
+def adapted_radius(radius, solution, decrease, step_size):
+    """Return the next trust region's radius, by how well the objective followed the model."""
+    if step_size < 1:
+        return max(step_size, 0.3) * min(radius, solution.length)
+    if solution.truncated and decrease > 0.75 * solution.decrease:
+        return 2.5 * radius
+    if decrease < 0.25 * solution.decrease:
+        return 0.5 * min(radius, solution.length)
+    return radius
