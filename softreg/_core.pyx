@@ -14,6 +14,8 @@ Work is split into parts by shape alone, never by thread count; parts add into b
 summed in order. So a result does not depend on the number of threads, not even in the last bit.
 """
 
+import os
+
 from cython.parallel cimport prange
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport log
@@ -39,6 +41,8 @@ cdef extern from "_simd.h" nogil:
     void prefetch "SR_PREFETCH"(const void*)
     int sr_simd_level()
     int sr_max_threads()
+    double sr_seconds()
+    double sr_thread_seconds()
 
 
 cdef enum:
@@ -50,6 +54,8 @@ cdef enum:
     MAX_PARTS = 16      # parts of the rows that may run at the same time
     WIDE = 44           # classes: from here on vectors run along a row
     AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead
+    WORK = 1000000      # multiply-adds that a thread must have for itself: some 50 microseconds
+    EXP_WORK = 16       # multiply-adds that take as long as what else is done with a logit
 
 
 ctypedef fused floating:
@@ -83,6 +89,75 @@ cdef number* _first(const number[:] x) noexcept:
 cdef floating* _corner(const floating[:, :] x) noexcept:
     """Where a matrix begins, NULL for None and for an empty one."""
     return NULL if x is None or x.shape[0] == 0 or x.shape[1] == 0 else <floating*>&x[0, 0]
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+# Every parallel region asks `_team` how many threads it gets, whatever its caller wants.
+
+cdef bint forked = False        # this process is the child of a fork: the threads of OpenMP stayed with its parent
+cdef double alone_until = 0     # when threads are tried again, after they have cost more time than they saved
+cdef bint everywhere = False    # threads also for regions with little work, or on a busy machine: for tests of bits
+
+
+def _after_fork():
+    global forked
+    forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _use_threads_everywhere(bint on):
+    global everywhere
+    everywhere = on
+
+
+cdef struct Team:               # the threads of a parallel region, and what they do
+    int size
+    double started
+    double[MAX_PARTS] seconds   # of a processor, part by part
+
+
+cdef Team _team(int wanted, double work, Py_ssize_t parts) noexcept nogil:
+    """At most `wanted` threads, but one where `work`, in multiply-adds, is little or another process needs the cores."""
+    cdef Team team
+    cdef Py_ssize_t most = min(<Py_ssize_t>wanted, parts)
+    if not everywhere:
+        most = <Py_ssize_t>min(<double>most, work / WORK)
+    team.size = 1
+    if most >= 2 and not forked:
+        team.started = sr_seconds()
+        if everywhere or team.started >= alone_until:
+            team.size = <int>most
+    return team
+
+
+cdef inline void _part_begins(Team* team, Py_ssize_t part) noexcept nogil:
+    if team.size > 1:
+        team.seconds[part] = sr_thread_seconds()
+
+
+cdef inline void _part_ends(Team* team, Py_ssize_t part) noexcept nogil:
+    if team.size > 1:
+        team.seconds[part] = sr_thread_seconds() - team.seconds[part]
+
+
+cdef void _dismiss(Team* team, Py_ssize_t parts) noexcept nogil:
+    """After a region: where one thread would have been faster, there is one for ten times as long as was lost.
+
+    A thread whose core is taken by another process keeps all others waiting, for milliseconds.
+    """
+    global alone_until
+    cdef double now, lost
+    cdef Py_ssize_t part
+    if team.size > 1:
+        now = sr_seconds()
+        lost = now - team.started
+        for part in range(parts):
+            lost -= team.seconds[part]
+        if lost > 0:
+            alone_until = now + 10 * lost
 
 
 # --- leaves: a block of logits, class-major -------------------------------------------------------------------------
@@ -988,7 +1063,8 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
     cdef double* sums
     cdef floating* scratch
     cdef double[MAX_PARTS] losses
-    cdef double loss = 0
+    cdef double loss = 0, work
+    cdef Team team
     if job.K == 0:
         return 0
     job.backward = gradient is not None
@@ -1009,8 +1085,13 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
     scratch = <floating*>(sums + n_sums)
     if W is not None:
         _pack(job, W, scratch + n)
-    for part in prange(job.parts, nogil=True, num_threads=n_threads, schedule="static"):
+    work = <double>job.m * job.K * (EXP_WORK + job.d * ((W is not None) + job.backward))
+    team = _team(n_threads, work, job.parts)
+    for part in prange(job.parts, nogil=True, num_threads=team.size, schedule="dynamic"):
+        _part_begins(&team, part)
         losses[part] = _part(job, part, scratch, sums)
+        _part_ends(&team, part)
+    _dismiss(&team, job.parts)
     if job.backward:
         loss = 0.5 * job.l2 * _collect(job, scratch, sums, W, gradient)
     for part in range(job.parts):
@@ -1117,12 +1198,14 @@ def input_gradient(const floating[:, ::1] G, const floating[:, ::1] W, floating[
     cdef const floating* g = _corner[floating](G)
     cdef const floating* w = _corner[floating](W)
     cdef floating* x = _corner[floating](out)
+    cdef Team team
     if n == 0 or d == 0:
         return
     if K == 0:
         out[:, :] = 0
         return
-    for part in prange(parts, nogil=True, num_threads=n_threads, schedule="static"):
+    team = _team(n_threads, <double>n * K * d, parts)
+    for part in prange(parts, nogil=True, num_threads=team.size, schedule="dynamic"):
         first = part * n // parts
         last = (part + 1) * n // parts
         _gemm[floating](False, d, last - first, K, w, W.shape[1], g + first * K, K, 0, x + first * d, d)
@@ -1252,12 +1335,17 @@ cdef sr_void _csr_backward(
             _csr_row(data + low, indices + low, high - low, out, K, True, <vdouble*>(G + i * K))
 
 
+cdef inline double _csr_work(Py_ssize_t stored, Py_ssize_t n, Py_ssize_t m, Py_ssize_t K) noexcept nogil:
+    """The multiply-adds of a product with m of the n rows of a CSR matrix."""
+    return <double>stored * m / max(<Py_ssize_t>1, n) * K
+
+
 cpdef csr_logits(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
     const floating[:, ::1] Wt, Py_ssize_t n_features, floating[:, ::1] out, int n_threads=1,
 ):
     """out (m, K) OUT = X[rows] W^T + b."""
-    cdef Py_ssize_t K = Wt.shape[1], m = out.shape[0], block, blocks = (m + BLOCK - 1) // BLOCK
+    cdef Py_ssize_t K = Wt.shape[1], m = out.shape[0], part, parts = min(<Py_ssize_t>MAX_PARTS, m)
     cdef const floating* v = _first[floating](data)
     cdef const index_t* j = _first[index_t](indices)
     cdef const index_t* ptr = _first[index_t](indptr)
@@ -1265,9 +1353,12 @@ cpdef csr_logits(
     cdef const floating* w = _corner[floating](Wt)
     cdef const floating* bias = w + n_features * K if Wt.shape[0] > n_features else NULL
     cdef floating* Z = _corner[floating](out)
-    cdef int threads = n_threads    # Cython forgets to declare an optional argument that prange alone uses
-    for block in prange(blocks, nogil=True, num_threads=threads, schedule="static"):
-        _csr_forward(v, j, ptr, r, block * BLOCK, min(m, block * BLOCK + BLOCK), w, bias, K, Z)
+    cdef Team team = _team(n_threads, _csr_work(data.shape[0], indptr.shape[0] - 1, m, K), parts)
+    for part in prange(parts, nogil=True, num_threads=team.size, schedule="dynamic"):
+        _part_begins(&team, part)
+        _csr_forward(v, j, ptr, r, part * m // parts, (part + 1) * m // parts, w, bias, K, Z)
+        _part_ends(&team, part)
+    _dismiss(&team, parts)
 
 
 cdef double _begin_part(
@@ -1294,8 +1385,9 @@ cdef double _begin(
     cdef floating* o = _corner[floating](out)
     cdef double[MAX_PARTS] squares
     cdef double total = 0
+    cdef Team team = _team(n_threads, n, parts)
     memset(o + n, 0, (out.shape[0] * out.shape[1] - n) * sizeof(floating))
-    for part in prange(parts, nogil=True, num_threads=n_threads, schedule="static"):
+    for part in prange(parts, nogil=True, num_threads=team.size, schedule="dynamic"):
         squares[part] = _begin_part(w, part * n // parts, (part + 1) * n // parts, l2, o)
     for part in range(parts):
         total += squares[part]
@@ -1307,17 +1399,22 @@ cdef void _csr_accumulate(
     const floating[:, ::1] G, Py_ssize_t n_features, floating[:, ::1] out, int n_threads,
 ) noexcept:
     """out (p, K) += [X[rows] 1]^T G."""
-    cdef Py_ssize_t K = out.shape[1], m = G.shape[0], k, i, share, shares = max(1, n_threads)
+    cdef Py_ssize_t K = out.shape[1], m = G.shape[0], k, i, share, shares
     cdef const floating* v = _first[floating](data)
     cdef const index_t* j = _first[index_t](indices)
     cdef const index_t* ptr = _first[index_t](indptr)
     cdef const Py_ssize_t* r = _first[Py_ssize_t](rows)
     cdef const floating* g = _corner[floating](G)
     cdef floating* o = _corner[floating](out)
-    for share in prange(shares, nogil=True, num_threads=n_threads, schedule="static"):
+    cdef Team team = _team(n_threads, _csr_work(data.shape[0], indptr.shape[0] - 1, m, K), MAX_PARTS)
+    shares = team.size
+    for share in prange(shares, nogil=True, num_threads=team.size, schedule="static"):
+        _part_begins(&team, share)
         _csr_backward(
             v, j, ptr, r, m, g, K, share * n_features // shares, (share + 1) * n_features // shares, n_features, o
         )
+        _part_ends(&team, share)
+    _dismiss(&team, shares)
     if out.shape[0] > n_features:
         o = o + n_features * K
         for i in range(m):

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 /* --- one clone of a kernel per x86-64 level, chosen when the library is loaded -------------------------------------
  * SR_SIMD_LEVEL (setup.py: SOFTREG_SIMD) is the highest level to build: 4 = AVX-512, 3 = AVX2 and FMA, 0 = no clones.
@@ -256,6 +257,19 @@ SR_INLINE double sr_log_double(double x) {
 #define SR_ROWS(a, lda, b, ldb) SR_BOTH(sr_rows, a, lda, b, ldb, )
 #define SR_SUM4(v, out) (SR_IS_FLOAT(*(out)) \
     ? sr_sum4_float((const sr_vfloat*)(v), (float*)(out)) : sr_sum4_double((const sr_vdouble*)(v), (double*)(out)))
+
+/* --- clocks: of the wall, and of this thread's own time on a processor; zero where there are none ------------------- */
+#if defined(CLOCK_MONOTONIC) && defined(CLOCK_THREAD_CPUTIME_ID)
+static inline double sr_clock(clockid_t clock) {
+    struct timespec t;
+    return clock_gettime(clock, &t) == 0 ? (double)t.tv_sec + 1e-9 * (double)t.tv_nsec : 0.0;
+}
+#define sr_seconds() sr_clock(CLOCK_MONOTONIC)
+#define sr_thread_seconds() sr_clock(CLOCK_THREAD_CPUTIME_ID)
+#else
+#define sr_seconds() 0.0
+#define sr_thread_seconds() 0.0
+#endif
 
 /* --- OpenMP, where there is one -------------------------------------------------------------------------------------- */
 #ifdef _OPENMP

@@ -359,6 +359,15 @@ def test_zero_weights_count_nothing(name, dtype):
 # --- one result, whatever the threads ---------------------------------------------------------------------
 
 
+@pytest.fixture
+def threads_everywhere():
+    """Kernels take the threads they are given, also where there is little to do or the machine is busy."""
+    _core._use_threads_everywhere(True)
+    yield
+    _core._use_threads_everywhere(False)
+
+
+@pytest.mark.usefixtures("threads_everywhere")
 @pytest.mark.parametrize("name", list(OUTPUTS))
 @pytest.mark.parametrize(("d", "K"), [(17, 3), (70, 20), (70, 64)])
 @both_dtypes
