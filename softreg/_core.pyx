@@ -234,19 +234,25 @@ cdef sr_void _store_rows(const floating* T, Py_ssize_t ld, Py_ssize_t count, Py_
             Z[i * K + k] = T[k * ld + i]
 
 
-cdef sr_void _top(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* top) noexcept nogil:
-    """top OUT = max_k T."""
+cdef sr_void _top(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* top, double* check) noexcept nogil:
+    """top OUT = max_k T; check (1,) += 0, or NaN where a number is not finite."""
     cdef Py_ssize_t i, k
     cdef floating z
-    cdef floating[BLOCK] most           # local, so that the compiler knows it apart from T
+    cdef floating[BLOCK] most, zero     # local, so that the compiler knows them apart from T
     for i in range(BLOCK):
         most[i] = T[i]
+        zero[i] = T[i] * 0
     for k in range(1, K):
         for i in range(BLOCK):
             z = T[k * ld + i]
             most[i] = z if z > most[i] else most[i]
+            zero[i] = zero[i] + z * 0
     for i in range(BLOCK):
         top[i] = most[i]
+    for i in range(32):
+        zero[i] = zero[i] + zero[i + 32]
+    for i in range(32):
+        check[0] += zero[i]
 
 
 cdef sr_void _exp(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating lowest) noexcept nogil:
@@ -294,23 +300,31 @@ cdef inline sr_inline_void _fold(double* lane) noexcept nogil:
     _halve(lane, 1)
 
 
-cdef sr_void _row_tops(const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* tops) noexcept nogil:
-    """tops (count, 32) OUT = the largest numbers of each row of Z (count, K >= 32), lane by lane.
+cdef sr_void _row_tops(
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* tops, double* check
+) noexcept nogil:
+    """tops (count, 32) OUT = the largest numbers of each row of Z (count, K >= 32), lane by lane; check as above.
 
     Loops of 32: gcc unrolls shorter ones to scalars before it could make vectors of them.
     """
     cdef Py_ssize_t i, k, r
     cdef const floating* z
-    cdef floating[32] most              # local, as above
+    cdef floating[32] most, zero        # local, as above
+    for i in range(32):
+        zero[i] = 0
     for r in range(count):
         z = Z + r * K
         for i in range(32):
             most[i] = z[K - 32 + i]
+            zero[i] = zero[i] + z[K - 32 + i] * 0
         for k in range((K - 1) // 32):
             for i in range(32):
                 most[i] = z[k * 32 + i] if z[k * 32 + i] > most[i] else most[i]
+                zero[i] = zero[i] + z[k * 32 + i] * 0
         for i in range(32):
             tops[r * 32 + i] = most[i]
+    for i in range(32):
+        check[0] += zero[i]
 
 
 cdef sr_void _row_exps(
@@ -610,6 +624,7 @@ cdef struct Job:    # what Python asked for; void is float or double
     Py_ssize_t block, blocks    # rows that are taken at a time, and how often
     Py_ssize_t parts, size      # size: of a part's scratch
     bint backward, blas, transposed, padded, gathered
+    bint strict                 # the sum of the losses becomes NaN where an input is not finite
 
 
 cdef Job _job(Step step, Py_ssize_t m, Py_ssize_t K) noexcept:
@@ -757,7 +772,7 @@ cdef double _loss_block(
     cdef floating* P = <floating*>job.P
     cdef floating kept = <floating>(1 - job.label_smoothing), uniform = <floating>(job.label_smoothing / job.K)
     cdef (const floating*)[BLOCK] y
-    cdef double loss = 0
+    cdef double loss = 0, check = 0
     cdef Py_ssize_t i, k, ld = job.block, ldy = ld if job.codes == NULL else 0, K = job.K
     cdef bint everywhere = job.codes == NULL or uniform != 0    # Y is more than one class
     if job.codes == NULL:
@@ -768,7 +783,7 @@ cdef double _loss_block(
     elif everywhere:
         memset(U, 0, BLOCK * sizeof(floating))      # read for every class
     _weights(job, start, count, weight)
-    _top(T, ld, K, top)
+    _top(T, ld, K, top, &check)
     if job.codes == NULL:
         memset(fit, 0, BLOCK * sizeof(floating))
     else:
@@ -792,7 +807,7 @@ cdef double _loss_block(
         _scale(T, ld, K, weight, total)
     if everywhere:
         _subtract(T, ld, K, U, ldy, kept, uniform, weight)
-    return loss
+    return loss + check if job.strict else loss
 
 
 cdef double _wide_block(
@@ -809,10 +824,10 @@ cdef double _wide_block(
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK
     cdef floating* label = lanes + 5 * BLOCK if job.step == LOSS else NULL
-    cdef double loss = 0
-    _row_tops(Z, count, job.K, U)
+    cdef double loss = 0, check = 0
+    _row_tops(Z, count, job.K, U, &check)
     _load_rows(U, count, 32, T, BLOCK)
-    _top(T, BLOCK, 32, top)
+    _top(T, BLOCK, 32, top, &check)
     _weights(job, start, count, weight)
     if label != NULL:
         _labels(job, start, count, label)
@@ -827,17 +842,20 @@ cdef double _wide_block(
         _losses(weight, top, fit, lanes + 4 * BLOCK, &loss)
     if job.each != NULL:
         memcpy(<floating*>job.each + start, lanes + 4 * BLOCK, count * sizeof(floating))
-    return loss
+    return loss + check if job.strict else loss
 
 
 cdef floating* _softmax_block(
-    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes
+    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes, double* check
 ) noexcept nogil:
-    """The steps that are named after the softmax, from logits T; return where the result is: T or U."""
+    """The steps that are named after the softmax, from logits T; return where the result is: T or U.
+
+    check (1,) += 0, or NaN where an input is not finite.
+    """
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
     cdef Py_ssize_t i, K = job.K
-    _top(T, BLOCK, K, top)
+    _top(T, BLOCK, K, top, check)
     if job.step == LOG_SOFTMAX:
         memcpy(U, T, K * BLOCK * sizeof(floating))
         _exp(U, BLOCK, K, top, <floating>job.lowest)
@@ -857,6 +875,7 @@ cdef floating* _softmax_block(
         return T
     _weights(job, start, count, lanes)
     _load_rows(<floating*>job.P + start * K, count, K, U, BLOCK)
+    _top(U, BLOCK, K, total, check)
     _curve(U, T, BLOCK, K, lanes)
     return U
 
@@ -881,7 +900,7 @@ cdef double _block(
         _load_rows(<floating*>job.P + start * K, count, K, U, job.block)
         _curve(T, U, job.block, K, lanes)
     elif job.step != NOTHING:
-        T = _softmax_block(job, start, count, T, U, lanes)
+        T = _softmax_block(job, start, count, T, U, lanes, &loss)
     if job.out != NULL:
         _store_rows(T, job.block, count, K, <floating*>job.out + start * K)
     return loss
@@ -1102,47 +1121,51 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
 
 # --- batches of logits ----------------------------------------------------------------------------------------------
 
-cdef int _batch(
+cdef bint _batch(
     Step step, const floating[:, ::1] Z, const floating[:, ::1] U, floating[::1] each, floating[:, ::1] out,
     int n_threads,
 ) except -1:
+    """Do a step for logits Z; return whether all inputs are finite."""
     cdef Job job = _job(step, Z.shape[0], Z.shape[1])
     job.logits, job.P = _corner[floating](Z), _corner[floating](U)
     job.each, job.out = _first[floating](each), _corner[floating](out)
-    _run[floating](&job, None, None, n_threads)
-    return 0
+    return _run[floating](&job, None, None, n_threads) == 0
 
 
 def logsumexp(const floating[:, ::1] Z, floating[::1] out, int n_threads=1):
     """out (n,) OUT = log(sum_k exp(Z_k)), shifted by the row maximum so that nothing overflows."""
-    _batch[floating](LOGSUMEXP, Z, None, out, None, n_threads)
+    return _batch[floating](LOGSUMEXP, Z, None, out, None, n_threads)
 
 
 def softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1):
     """out (n, K) OUT = exp(Z) / sum_k exp(Z_k)."""
-    _batch[floating](SOFTMAX, Z, None, None, out, n_threads)
+    return _batch[floating](SOFTMAX, Z, None, None, out, n_threads)
 
 
 def log_softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1):
     """out (n, K) OUT = Z - logsumexp(Z), never the log of a rounded probability."""
-    _batch[floating](LOG_SOFTMAX, Z, None, None, out, n_threads)
+    return _batch[floating](LOG_SOFTMAX, Z, None, None, out, n_threads)
 
 
 def softmax_vjp(const floating[:, ::1] Z, const floating[:, ::1] U, floating[:, ::1] out, int n_threads=1):
     """out (n, K) OUT = J^T U row by row with J = diag(p) - p p^T, that is t - (1^T t) p with t = p * u."""
-    _batch[floating](SOFTMAX_VJP, Z, U, None, out, n_threads)
+    return _batch[floating](SOFTMAX_VJP, Z, U, None, out, n_threads)
 
 
 def cross_entropy(
     const floating[:, ::1] Z, const Py_ssize_t[::1] codes, const floating[:, ::1] targets,
     const floating[::1] sample_weight, double label_smoothing, floating[::1] losses, floating[:, ::1] residual,
-    int n_threads=1,
+    int n_threads=1, double scale=1,
 ):
-    """losses (n,) OUT or None = s CE(y, p); residual (n, K) OUT or None = s (P - Y)."""
+    """losses (n,) OUT or None = scale * s CE(y, p); residual (n, K) OUT or None = scale * s (P - Y).
+
+    Return the sum of the losses, made in float64; NaN if a logit is not finite.
+    """
     cdef Job job = _job(LOSS, Z.shape[0], Z.shape[1])
-    _aim(&job, codes, targets, sample_weight, label_smoothing, 1, False)
+    _aim(&job, codes, targets, sample_weight, label_smoothing, scale, False)
     job.logits, job.each, job.out = _corner[floating](Z), _first[floating](losses), _corner[floating](residual)
-    _run[floating](&job, None, None, n_threads)
+    job.strict = True
+    return _run[floating](&job, None, None, n_threads)
 
 
 # --- dense rows -----------------------------------------------------------------------------------------------------
@@ -1340,6 +1363,21 @@ cdef inline double _csr_work(Py_ssize_t stored, Py_ssize_t n, Py_ssize_t m, Py_s
     return <double>stored * m / max(<Py_ssize_t>1, n) * K
 
 
+cdef sr_void _add_column_sums(const floating* G, Py_ssize_t m, Py_ssize_t K, floating* out) noexcept nogil:
+    """out (K,) += column sums of G (m, K), each in float64 and row after row."""
+    cdef Py_ssize_t i, k, first, width
+    cdef double[64] sums
+    for first in range(0, K, 64):
+        width = min(<Py_ssize_t>64, K - first)
+        for k in range(width):
+            sums[k] = 0
+        for i in range(m):
+            for k in range(width):
+                sums[k] = sums[k] + G[i * K + first + k]
+        for k in range(width):
+            out[first + k] += <floating>sums[k]
+
+
 cpdef csr_logits(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
     const floating[:, ::1] Wt, Py_ssize_t n_features, floating[:, ::1] out, int n_threads=1,
@@ -1399,7 +1437,7 @@ cdef void _csr_accumulate(
     const floating[:, ::1] G, Py_ssize_t n_features, floating[:, ::1] out, int n_threads,
 ) noexcept:
     """out (p, K) += [X[rows] 1]^T G."""
-    cdef Py_ssize_t K = out.shape[1], m = G.shape[0], k, i, share, shares
+    cdef Py_ssize_t K = out.shape[1], m = G.shape[0], share, shares
     cdef const floating* v = _first[floating](data)
     cdef const index_t* j = _first[index_t](indices)
     cdef const index_t* ptr = _first[index_t](indptr)
@@ -1416,10 +1454,7 @@ cdef void _csr_accumulate(
         _part_ends(&team, share)
     _dismiss(&team, shares)
     if out.shape[0] > n_features:
-        o = o + n_features * K
-        for i in range(m):
-            for k in range(K):
-                o[k] += g[i * K + k]
+        _add_column_sums(g, m, K, o + n_features * K)
 
 
 def csr_gradient(

@@ -216,7 +216,7 @@ SR_INLINE double sr_exp_double(double z, double top, double lowest) {
 SR_INLINE float sr_log_float(float x) {
     const int32_t i = sr_float_bits(x) - 0x3f3504f3;
     const int32_t e = i >> 23;
-    const float m = sr_bits_float(i - (e << 23) + 0x3f3504f3);
+    const float m = sr_bits_float(i - (int32_t)((uint32_t)e << 23) + 0x3f3504f3);
     const float t = (m - 1.0f) / (m + 1.0f), u = t * t;
     float p = 0.1111111f;
     p = p * u + 0.14285715f;
@@ -231,7 +231,7 @@ SR_INLINE double sr_log_double(double x) {
     const int64_t i = sr_double_bits(x) - sqrt_half;
     const int64_t e = (int64_t)((uint64_t)i >> 52);
     const double n = sr_bits_double(e + sr_double_bits(magic)) - magic;
-    const double m = sr_bits_double(i - (e << 52) + sqrt_half);
+    const double m = sr_bits_double(i - (int64_t)((uint64_t)e << 52) + sqrt_half);
     const double t = (m - 1.0) / (m + 1.0), u = t * t;
     double p = 1.0 / 21;
     p = p * u + 1.0 / 19;
