@@ -14,6 +14,8 @@ Work is split into parts by shape alone, never by thread count; parts add into b
 summed in order. So a result does not depend on the number of threads, not even in the last bit.
 """
 
+import os
+
 from cython.parallel cimport prange
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport log
@@ -39,6 +41,8 @@ cdef extern from "_simd.h" nogil:
     void prefetch "SR_PREFETCH"(const void*)
     int sr_simd_level()
     int sr_max_threads()
+    double sr_seconds()
+    double sr_thread_seconds()
 
 
 cdef enum:
@@ -50,6 +54,8 @@ cdef enum:
     MAX_PARTS = 16      # parts of the rows that may run at the same time
     WIDE = 44           # classes: from here on vectors run along a row
     AHEAD = 8           # nonzeros of a CSR row that the rows of W^T are fetched ahead
+    WORK = 1000000      # multiply-adds that a thread must have for itself: some 50 microseconds
+    EXP_WORK = 16       # multiply-adds that take as long as what else is done with a logit
 
 
 ctypedef fused floating:
@@ -83,6 +89,75 @@ cdef number* _first(const number[:] x) noexcept:
 cdef floating* _corner(const floating[:, :] x) noexcept:
     """Where a matrix begins, NULL for None and for an empty one."""
     return NULL if x is None or x.shape[0] == 0 or x.shape[1] == 0 else <floating*>&x[0, 0]
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+# Every parallel region asks `_team` how many threads it gets, whatever its caller wants.
+
+cdef bint forked = False        # this process is the child of a fork: the threads of OpenMP stayed with its parent
+cdef double alone_until = 0     # when threads are tried again, after they have cost more time than they saved
+cdef bint everywhere = False    # threads also for regions with little work, or on a busy machine: for tests of bits
+
+
+def _after_fork():
+    global forked
+    forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _use_threads_everywhere(bint on):
+    global everywhere
+    everywhere = on
+
+
+cdef struct Team:               # the threads of a parallel region, and what they do
+    int size
+    double started
+    double[MAX_PARTS] seconds   # of a processor, part by part
+
+
+cdef Team _team(int wanted, double work, Py_ssize_t parts) noexcept nogil:
+    """At most `wanted` threads, but one where `work`, in multiply-adds, is little or another process needs the cores."""
+    cdef Team team
+    cdef Py_ssize_t most = min(<Py_ssize_t>wanted, parts)
+    if not everywhere:
+        most = <Py_ssize_t>min(<double>most, work / WORK)
+    team.size = 1
+    if most >= 2 and not forked:
+        team.started = sr_seconds()
+        if everywhere or team.started >= alone_until:
+            team.size = <int>most
+    return team
+
+
+cdef inline void _part_begins(Team* team, Py_ssize_t part) noexcept nogil:
+    if team.size > 1:
+        team.seconds[part] = sr_thread_seconds()
+
+
+cdef inline void _part_ends(Team* team, Py_ssize_t part) noexcept nogil:
+    if team.size > 1:
+        team.seconds[part] = sr_thread_seconds() - team.seconds[part]
+
+
+cdef void _dismiss(Team* team, Py_ssize_t parts) noexcept nogil:
+    """After a region: where one thread would have been faster, there is one for ten times as long as was lost.
+
+    A thread whose core is taken by another process keeps all others waiting, for milliseconds.
+    """
+    global alone_until
+    cdef double now, lost
+    cdef Py_ssize_t part
+    if team.size > 1:
+        now = sr_seconds()
+        lost = now - team.started
+        for part in range(parts):
+            lost -= team.seconds[part]
+        if lost > 0:
+            alone_until = now + 10 * lost
 
 
 # --- leaves: a block of logits, class-major -------------------------------------------------------------------------
@@ -159,19 +234,25 @@ cdef sr_void _store_rows(const floating* T, Py_ssize_t ld, Py_ssize_t count, Py_
             Z[i * K + k] = T[k * ld + i]
 
 
-cdef sr_void _top(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* top) noexcept nogil:
-    """top OUT = max_k T."""
+cdef sr_void _top(const floating* T, Py_ssize_t ld, Py_ssize_t K, floating* top, double* check) noexcept nogil:
+    """top OUT = max_k T; check (1,) += 0, or NaN where a number is not finite."""
     cdef Py_ssize_t i, k
     cdef floating z
-    cdef floating[BLOCK] most           # local, so that the compiler knows it apart from T
+    cdef floating[BLOCK] most, zero     # local, so that the compiler knows them apart from T
     for i in range(BLOCK):
         most[i] = T[i]
+        zero[i] = T[i] * 0
     for k in range(1, K):
         for i in range(BLOCK):
             z = T[k * ld + i]
             most[i] = z if z > most[i] else most[i]
+            zero[i] = zero[i] + z * 0
     for i in range(BLOCK):
         top[i] = most[i]
+    for i in range(32):
+        zero[i] = zero[i] + zero[i + 32]
+    for i in range(32):
+        check[0] += zero[i]
 
 
 cdef sr_void _exp(floating* T, Py_ssize_t ld, Py_ssize_t K, const floating* top, floating lowest) noexcept nogil:
@@ -219,23 +300,31 @@ cdef inline sr_inline_void _fold(double* lane) noexcept nogil:
     _halve(lane, 1)
 
 
-cdef sr_void _row_tops(const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* tops) noexcept nogil:
-    """tops (count, 32) OUT = the largest numbers of each row of Z (count, K >= 32), lane by lane.
+cdef sr_void _row_tops(
+    const floating* Z, Py_ssize_t count, Py_ssize_t K, floating* tops, double* check
+) noexcept nogil:
+    """tops (count, 32) OUT = the largest numbers of each row of Z (count, K >= 32), lane by lane; check as above.
 
     Loops of 32: gcc unrolls shorter ones to scalars before it could make vectors of them.
     """
     cdef Py_ssize_t i, k, r
     cdef const floating* z
-    cdef floating[32] most              # local, as above
+    cdef floating[32] most, zero        # local, as above
+    for i in range(32):
+        zero[i] = 0
     for r in range(count):
         z = Z + r * K
         for i in range(32):
             most[i] = z[K - 32 + i]
+            zero[i] = zero[i] + z[K - 32 + i] * 0
         for k in range((K - 1) // 32):
             for i in range(32):
                 most[i] = z[k * 32 + i] if z[k * 32 + i] > most[i] else most[i]
+                zero[i] = zero[i] + z[k * 32 + i] * 0
         for i in range(32):
             tops[r * 32 + i] = most[i]
+    for i in range(32):
+        check[0] += zero[i]
 
 
 cdef sr_void _row_exps(
@@ -535,6 +624,7 @@ cdef struct Job:    # what Python asked for; void is float or double
     Py_ssize_t block, blocks    # rows that are taken at a time, and how often
     Py_ssize_t parts, size      # size: of a part's scratch
     bint backward, blas, transposed, padded, gathered
+    bint strict                 # the sum of the losses becomes NaN where an input is not finite
 
 
 cdef Job _job(Step step, Py_ssize_t m, Py_ssize_t K) noexcept:
@@ -682,7 +772,7 @@ cdef double _loss_block(
     cdef floating* P = <floating*>job.P
     cdef floating kept = <floating>(1 - job.label_smoothing), uniform = <floating>(job.label_smoothing / job.K)
     cdef (const floating*)[BLOCK] y
-    cdef double loss = 0
+    cdef double loss = 0, check = 0
     cdef Py_ssize_t i, k, ld = job.block, ldy = ld if job.codes == NULL else 0, K = job.K
     cdef bint everywhere = job.codes == NULL or uniform != 0    # Y is more than one class
     if job.codes == NULL:
@@ -693,7 +783,7 @@ cdef double _loss_block(
     elif everywhere:
         memset(U, 0, BLOCK * sizeof(floating))      # read for every class
     _weights(job, start, count, weight)
-    _top(T, ld, K, top)
+    _top(T, ld, K, top, &check)
     if job.codes == NULL:
         memset(fit, 0, BLOCK * sizeof(floating))
     else:
@@ -717,7 +807,7 @@ cdef double _loss_block(
         _scale(T, ld, K, weight, total)
     if everywhere:
         _subtract(T, ld, K, U, ldy, kept, uniform, weight)
-    return loss
+    return loss + check if job.strict else loss
 
 
 cdef double _wide_block(
@@ -734,10 +824,10 @@ cdef double _wide_block(
     cdef floating* weight = lanes + 2 * BLOCK
     cdef floating* fit = lanes + 3 * BLOCK
     cdef floating* label = lanes + 5 * BLOCK if job.step == LOSS else NULL
-    cdef double loss = 0
-    _row_tops(Z, count, job.K, U)
+    cdef double loss = 0, check = 0
+    _row_tops(Z, count, job.K, U, &check)
     _load_rows(U, count, 32, T, BLOCK)
-    _top(T, BLOCK, 32, top)
+    _top(T, BLOCK, 32, top, &check)
     _weights(job, start, count, weight)
     if label != NULL:
         _labels(job, start, count, label)
@@ -752,17 +842,20 @@ cdef double _wide_block(
         _losses(weight, top, fit, lanes + 4 * BLOCK, &loss)
     if job.each != NULL:
         memcpy(<floating*>job.each + start, lanes + 4 * BLOCK, count * sizeof(floating))
-    return loss
+    return loss + check if job.strict else loss
 
 
 cdef floating* _softmax_block(
-    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes
+    const Job* job, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes, double* check
 ) noexcept nogil:
-    """The steps that are named after the softmax, from logits T; return where the result is: T or U."""
+    """The steps that are named after the softmax, from logits T; return where the result is: T or U.
+
+    check (1,) += 0, or NaN where an input is not finite.
+    """
     cdef floating* top = lanes
     cdef floating* total = lanes + BLOCK
     cdef Py_ssize_t i, K = job.K
-    _top(T, BLOCK, K, top)
+    _top(T, BLOCK, K, top, check)
     if job.step == LOG_SOFTMAX:
         memcpy(U, T, K * BLOCK * sizeof(floating))
         _exp(U, BLOCK, K, top, <floating>job.lowest)
@@ -782,6 +875,7 @@ cdef floating* _softmax_block(
         return T
     _weights(job, start, count, lanes)
     _load_rows(<floating*>job.P + start * K, count, K, U, BLOCK)
+    _top(U, BLOCK, K, total, check)
     _curve(U, T, BLOCK, K, lanes)
     return U
 
@@ -806,7 +900,7 @@ cdef double _block(
         _load_rows(<floating*>job.P + start * K, count, K, U, job.block)
         _curve(T, U, job.block, K, lanes)
     elif job.step != NOTHING:
-        T = _softmax_block(job, start, count, T, U, lanes)
+        T = _softmax_block(job, start, count, T, U, lanes, &loss)
     if job.out != NULL:
         _store_rows(T, job.block, count, K, <floating*>job.out + start * K)
     return loss
@@ -988,7 +1082,8 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
     cdef double* sums
     cdef floating* scratch
     cdef double[MAX_PARTS] losses
-    cdef double loss = 0
+    cdef double loss = 0, work
+    cdef Team team
     if job.K == 0:
         return 0
     job.backward = gradient is not None
@@ -1009,8 +1104,13 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
     scratch = <floating*>(sums + n_sums)
     if W is not None:
         _pack(job, W, scratch + n)
-    for part in prange(job.parts, nogil=True, num_threads=n_threads, schedule="static"):
+    work = <double>job.m * job.K * (EXP_WORK + job.d * ((W is not None) + job.backward))
+    team = _team(n_threads, work, job.parts)
+    for part in prange(job.parts, nogil=True, num_threads=team.size, schedule="dynamic"):
+        _part_begins(&team, part)
         losses[part] = _part(job, part, scratch, sums)
+        _part_ends(&team, part)
+    _dismiss(&team, job.parts)
     if job.backward:
         loss = 0.5 * job.l2 * _collect(job, scratch, sums, W, gradient)
     for part in range(job.parts):
@@ -1021,47 +1121,51 @@ cdef double _run(Job* job, const floating[:, ::1] W, floating[:, ::1] gradient, 
 
 # --- batches of logits ----------------------------------------------------------------------------------------------
 
-cdef int _batch(
+cdef bint _batch(
     Step step, const floating[:, ::1] Z, const floating[:, ::1] U, floating[::1] each, floating[:, ::1] out,
     int n_threads,
 ) except -1:
+    """Do a step for logits Z; return whether all inputs are finite."""
     cdef Job job = _job(step, Z.shape[0], Z.shape[1])
     job.logits, job.P = _corner[floating](Z), _corner[floating](U)
     job.each, job.out = _first[floating](each), _corner[floating](out)
-    _run[floating](&job, None, None, n_threads)
-    return 0
+    return _run[floating](&job, None, None, n_threads) == 0
 
 
 def logsumexp(const floating[:, ::1] Z, floating[::1] out, int n_threads=1):
     """out (n,) OUT = log(sum_k exp(Z_k)), shifted by the row maximum so that nothing overflows."""
-    _batch[floating](LOGSUMEXP, Z, None, out, None, n_threads)
+    return _batch[floating](LOGSUMEXP, Z, None, out, None, n_threads)
 
 
 def softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1):
     """out (n, K) OUT = exp(Z) / sum_k exp(Z_k)."""
-    _batch[floating](SOFTMAX, Z, None, None, out, n_threads)
+    return _batch[floating](SOFTMAX, Z, None, None, out, n_threads)
 
 
 def log_softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1):
     """out (n, K) OUT = Z - logsumexp(Z), never the log of a rounded probability."""
-    _batch[floating](LOG_SOFTMAX, Z, None, None, out, n_threads)
+    return _batch[floating](LOG_SOFTMAX, Z, None, None, out, n_threads)
 
 
 def softmax_vjp(const floating[:, ::1] Z, const floating[:, ::1] U, floating[:, ::1] out, int n_threads=1):
     """out (n, K) OUT = J^T U row by row with J = diag(p) - p p^T, that is t - (1^T t) p with t = p * u."""
-    _batch[floating](SOFTMAX_VJP, Z, U, None, out, n_threads)
+    return _batch[floating](SOFTMAX_VJP, Z, U, None, out, n_threads)
 
 
 def cross_entropy(
     const floating[:, ::1] Z, const Py_ssize_t[::1] codes, const floating[:, ::1] targets,
     const floating[::1] sample_weight, double label_smoothing, floating[::1] losses, floating[:, ::1] residual,
-    int n_threads=1,
+    int n_threads=1, double scale=1,
 ):
-    """losses (n,) OUT or None = s CE(y, p); residual (n, K) OUT or None = s (P - Y)."""
+    """losses (n,) OUT or None = scale * s CE(y, p); residual (n, K) OUT or None = scale * s (P - Y).
+
+    Return the sum of the losses, made in float64; NaN if a logit is not finite.
+    """
     cdef Job job = _job(LOSS, Z.shape[0], Z.shape[1])
-    _aim(&job, codes, targets, sample_weight, label_smoothing, 1, False)
+    _aim(&job, codes, targets, sample_weight, label_smoothing, scale, False)
     job.logits, job.each, job.out = _corner[floating](Z), _first[floating](losses), _corner[floating](residual)
-    _run[floating](&job, None, None, n_threads)
+    job.strict = True
+    return _run[floating](&job, None, None, n_threads)
 
 
 # --- dense rows -----------------------------------------------------------------------------------------------------
@@ -1117,12 +1221,14 @@ def input_gradient(const floating[:, ::1] G, const floating[:, ::1] W, floating[
     cdef const floating* g = _corner[floating](G)
     cdef const floating* w = _corner[floating](W)
     cdef floating* x = _corner[floating](out)
+    cdef Team team
     if n == 0 or d == 0:
         return
     if K == 0:
         out[:, :] = 0
         return
-    for part in prange(parts, nogil=True, num_threads=n_threads, schedule="static"):
+    team = _team(n_threads, <double>n * K * d, parts)
+    for part in prange(parts, nogil=True, num_threads=team.size, schedule="dynamic"):
         first = part * n // parts
         last = (part + 1) * n // parts
         _gemm[floating](False, d, last - first, K, w, W.shape[1], g + first * K, K, 0, x + first * d, d)
@@ -1252,12 +1358,32 @@ cdef sr_void _csr_backward(
             _csr_row(data + low, indices + low, high - low, out, K, True, <vdouble*>(G + i * K))
 
 
+cdef inline double _csr_work(Py_ssize_t stored, Py_ssize_t n, Py_ssize_t m, Py_ssize_t K) noexcept nogil:
+    """The multiply-adds of a product with m of the n rows of a CSR matrix."""
+    return <double>stored * m / max(<Py_ssize_t>1, n) * K
+
+
+cdef sr_void _add_column_sums(const floating* G, Py_ssize_t m, Py_ssize_t K, floating* out) noexcept nogil:
+    """out (K,) += column sums of G (m, K), each in float64 and row after row."""
+    cdef Py_ssize_t i, k, first, width
+    cdef double[64] sums
+    for first in range(0, K, 64):
+        width = min(<Py_ssize_t>64, K - first)
+        for k in range(width):
+            sums[k] = 0
+        for i in range(m):
+            for k in range(width):
+                sums[k] = sums[k] + G[i * K + first + k]
+        for k in range(width):
+            out[first + k] += <floating>sums[k]
+
+
 cpdef csr_logits(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
     const floating[:, ::1] Wt, Py_ssize_t n_features, floating[:, ::1] out, int n_threads=1,
 ):
     """out (m, K) OUT = X[rows] W^T + b."""
-    cdef Py_ssize_t K = Wt.shape[1], m = out.shape[0], block, blocks = (m + BLOCK - 1) // BLOCK
+    cdef Py_ssize_t K = Wt.shape[1], m = out.shape[0], part, parts = min(<Py_ssize_t>MAX_PARTS, m)
     cdef const floating* v = _first[floating](data)
     cdef const index_t* j = _first[index_t](indices)
     cdef const index_t* ptr = _first[index_t](indptr)
@@ -1265,9 +1391,12 @@ cpdef csr_logits(
     cdef const floating* w = _corner[floating](Wt)
     cdef const floating* bias = w + n_features * K if Wt.shape[0] > n_features else NULL
     cdef floating* Z = _corner[floating](out)
-    cdef int threads = n_threads    # Cython forgets to declare an optional argument that prange alone uses
-    for block in prange(blocks, nogil=True, num_threads=threads, schedule="static"):
-        _csr_forward(v, j, ptr, r, block * BLOCK, min(m, block * BLOCK + BLOCK), w, bias, K, Z)
+    cdef Team team = _team(n_threads, _csr_work(data.shape[0], indptr.shape[0] - 1, m, K), parts)
+    for part in prange(parts, nogil=True, num_threads=team.size, schedule="dynamic"):
+        _part_begins(&team, part)
+        _csr_forward(v, j, ptr, r, part * m // parts, (part + 1) * m // parts, w, bias, K, Z)
+        _part_ends(&team, part)
+    _dismiss(&team, parts)
 
 
 cdef double _begin_part(
@@ -1294,8 +1423,9 @@ cdef double _begin(
     cdef floating* o = _corner[floating](out)
     cdef double[MAX_PARTS] squares
     cdef double total = 0
+    cdef Team team = _team(n_threads, n, parts)
     memset(o + n, 0, (out.shape[0] * out.shape[1] - n) * sizeof(floating))
-    for part in prange(parts, nogil=True, num_threads=n_threads, schedule="static"):
+    for part in prange(parts, nogil=True, num_threads=team.size, schedule="dynamic"):
         squares[part] = _begin_part(w, part * n // parts, (part + 1) * n // parts, l2, o)
     for part in range(parts):
         total += squares[part]
@@ -1307,22 +1437,24 @@ cdef void _csr_accumulate(
     const floating[:, ::1] G, Py_ssize_t n_features, floating[:, ::1] out, int n_threads,
 ) noexcept:
     """out (p, K) += [X[rows] 1]^T G."""
-    cdef Py_ssize_t K = out.shape[1], m = G.shape[0], k, i, share, shares = max(1, n_threads)
+    cdef Py_ssize_t K = out.shape[1], m = G.shape[0], share, shares
     cdef const floating* v = _first[floating](data)
     cdef const index_t* j = _first[index_t](indices)
     cdef const index_t* ptr = _first[index_t](indptr)
     cdef const Py_ssize_t* r = _first[Py_ssize_t](rows)
     cdef const floating* g = _corner[floating](G)
     cdef floating* o = _corner[floating](out)
-    for share in prange(shares, nogil=True, num_threads=n_threads, schedule="static"):
+    cdef Team team = _team(n_threads, _csr_work(data.shape[0], indptr.shape[0] - 1, m, K), MAX_PARTS)
+    shares = team.size
+    for share in prange(shares, nogil=True, num_threads=team.size, schedule="static"):
+        _part_begins(&team, share)
         _csr_backward(
             v, j, ptr, r, m, g, K, share * n_features // shares, (share + 1) * n_features // shares, n_features, o
         )
+        _part_ends(&team, share)
+    _dismiss(&team, shares)
     if out.shape[0] > n_features:
-        o = o + n_features * K
-        for i in range(m):
-            for k in range(K):
-                o[k] += g[i * K + k]
+        _add_column_sums(g, m, K, o + n_features * K)
 
 
 def csr_gradient(

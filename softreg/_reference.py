@@ -24,47 +24,63 @@ import numpy as np
 from scipy.sparse import csr_array
 
 # --- softmax of a batch of logits Z (n, K) ------------------------------------------------------------------------
+# They return whether all numbers that came in are finite; if not, what they wrote means nothing.
 
 
 def logsumexp(Z, out, n_threads=1):
     """out (n,) OUT = log(sum_k exp(Z_k)), shifted by the row maximum so that nothing overflows."""
-    top = Z.max(axis=1)
+    finite, top = _finite(Z), Z.max(axis=1)
     out[:] = top + np.log(np.exp(Z - top[:, None]).sum(axis=1))
+    return finite
 
 
 def softmax(Z, out, n_threads=1):
     """out (n, K) OUT = exp(Z) / sum_k exp(Z_k)."""
+    finite = _finite(Z)
     np.exp(Z - Z.max(axis=1, keepdims=True), out=out)
     out /= out.sum(axis=1, keepdims=True)
+    return finite
 
 
 def log_softmax(Z, out, n_threads=1):
     """out (n, K) OUT = Z - logsumexp(Z), never the log of a rounded probability."""
+    finite = _finite(Z)
     shifted = np.maximum(Z - Z.max(axis=1, keepdims=True), np.finfo(Z.dtype).min)
     np.subtract(shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True)), out=out)
+    return finite
 
 
 def softmax_vjp(Z, U, out, n_threads=1):
     """out (n, K) OUT = J^T U row by row with J = diag(p) - p p^T, that is t - (1^T t) p with t = p * u."""
     P = np.empty_like(Z)
     softmax(Z, P)
-    T = P * U
+    T, finite = P * U, _finite(Z, U)
     np.subtract(T, T.sum(axis=1, keepdims=True) * P, out=out)
+    return finite
 
 
-def cross_entropy(Z, codes, targets, sample_weight, label_smoothing, losses, residual, n_threads=1):
-    """losses (n,) OUT or None = s CE(y, p); residual (n, K) OUT or None = s (P - Y)."""
+def cross_entropy(Z, codes, targets, sample_weight, label_smoothing, losses, residual, n_threads=1, scale=1.0):
+    """losses (n,) OUT or None = scale * s CE(y, p); residual (n, K) OUT or None = scale * s (P - Y).
+
+    Return the sum of the losses, made in float64; NaN if a logit is not finite.
+    """
     n, K = Z.shape
     Y = _smoothed(codes, targets, label_smoothing, K, Z.dtype, slice(None))
-    s = np.ones(n, Z.dtype) if sample_weight is None else sample_weight
+    s = scale * (np.ones(n, Z.dtype) if sample_weight is None else sample_weight)
     logP = np.empty_like(Z)
     log_softmax(Z, logP)
+    loss_of_row = -s * np.where(Y > 0, Y * logP, 0).sum(axis=1)
     if losses is not None:
-        losses[:] = -s * np.where(Y > 0, Y * logP, 0).sum(axis=1)
+        losses[:] = loss_of_row
     if residual is not None:
         P = np.empty_like(Z)
         softmax(Z, P)
         np.multiply(s[:, None], P - Y, out=residual)
+    return loss_of_row.sum(dtype=np.float64) if _finite(Z) else np.nan
+
+
+def _finite(*arrays):
+    return all(bool(np.isfinite(a).all()) for a in arrays)
 
 
 def _smoothed(codes, targets, label_smoothing, K, dtype, rows):

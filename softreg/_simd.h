@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 /* --- one clone of a kernel per x86-64 level, chosen when the library is loaded -------------------------------------
  * SR_SIMD_LEVEL (setup.py: SOFTREG_SIMD) is the highest level to build: 4 = AVX-512, 3 = AVX2 and FMA, 0 = no clones.
@@ -215,7 +216,7 @@ SR_INLINE double sr_exp_double(double z, double top, double lowest) {
 SR_INLINE float sr_log_float(float x) {
     const int32_t i = sr_float_bits(x) - 0x3f3504f3;
     const int32_t e = i >> 23;
-    const float m = sr_bits_float(i - (e << 23) + 0x3f3504f3);
+    const float m = sr_bits_float(i - (int32_t)((uint32_t)e << 23) + 0x3f3504f3);
     const float t = (m - 1.0f) / (m + 1.0f), u = t * t;
     float p = 0.1111111f;
     p = p * u + 0.14285715f;
@@ -230,7 +231,7 @@ SR_INLINE double sr_log_double(double x) {
     const int64_t i = sr_double_bits(x) - sqrt_half;
     const int64_t e = (int64_t)((uint64_t)i >> 52);
     const double n = sr_bits_double(e + sr_double_bits(magic)) - magic;
-    const double m = sr_bits_double(i - (e << 52) + sqrt_half);
+    const double m = sr_bits_double(i - (int64_t)((uint64_t)e << 52) + sqrt_half);
     const double t = (m - 1.0) / (m + 1.0), u = t * t;
     double p = 1.0 / 21;
     p = p * u + 1.0 / 19;
@@ -256,6 +257,19 @@ SR_INLINE double sr_log_double(double x) {
 #define SR_ROWS(a, lda, b, ldb) SR_BOTH(sr_rows, a, lda, b, ldb, )
 #define SR_SUM4(v, out) (SR_IS_FLOAT(*(out)) \
     ? sr_sum4_float((const sr_vfloat*)(v), (float*)(out)) : sr_sum4_double((const sr_vdouble*)(v), (double*)(out)))
+
+/* --- clocks: of the wall, and of this thread's own time on a processor; zero where there are none ------------------- */
+#if defined(CLOCK_MONOTONIC) && defined(CLOCK_THREAD_CPUTIME_ID)
+static inline double sr_clock(clockid_t clock) {
+    struct timespec t;
+    return clock_gettime(clock, &t) == 0 ? (double)t.tv_sec + 1e-9 * (double)t.tv_nsec : 0.0;
+}
+#define sr_seconds() sr_clock(CLOCK_MONOTONIC)
+#define sr_thread_seconds() sr_clock(CLOCK_THREAD_CPUTIME_ID)
+#else
+#define sr_seconds() 0.0
+#define sr_thread_seconds() 0.0
+#endif
 
 /* --- OpenMP, where there is one -------------------------------------------------------------------------------------- */
 #ifdef _OPENMP

@@ -21,6 +21,7 @@ from sklearn.utils import assert_all_finite, check_array
 
 from softreg import _core
 from softreg._memory_layout import aligned, ensure_row_major
+from softreg._threads import effective_n_threads, single_threaded_blas
 
 __all__ = ["check_gradient", "cross_entropy", "cross_entropy_grad", "linear_cross_entropy_grad"]
 __all__ += ["log_softmax", "logsumexp", "softmax", "softmax_jacobian", "softmax_vjp"]
@@ -50,7 +51,7 @@ def softmax(Z, *, out=None):
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
-    return _run(_core.softmax, out, _check_logits(Z))
+    return _run(_core.softmax, out, Z=_check_logits(Z))
 
 
 def log_softmax(Z, *, out=None):
@@ -63,7 +64,7 @@ def log_softmax(Z, *, out=None):
     >>> log_softmax([0.0, -1000.0])
     array([    0., -1000.])
     """
-    return _run(_core.log_softmax, out, _check_logits(Z))
+    return _run(_core.log_softmax, out, Z=_check_logits(Z))
 
 
 def logsumexp(Z):
@@ -78,7 +79,8 @@ def logsumexp(Z):
     """
     Z = _check_logits(Z)
     out = np.empty(np.atleast_2d(Z).shape[0], Z.dtype)
-    _core.logsumexp(np.atleast_2d(Z), out)
+    if not _core.logsumexp(np.atleast_2d(Z), out, effective_n_threads(None)):
+        _raise_for_what_is_not_finite(Z=Z)
     return out if Z.ndim == 2 else out[0]
 
 
@@ -113,10 +115,11 @@ def softmax_vjp(Z, U, *, out=None):
     >>> softmax_vjp([0.0, 0.0], [1.0, 0.0])
     array([ 0.25, -0.25])
     """
-    Z, U = _check_logits(Z), _check_floats(U, "U")
+    Z, U = _check_logits(Z), _check_floats(U, "U", finite=False)
     if U.shape != Z.shape:
         raise ValueError(f"U has shape {U.shape}, expected {Z.shape} as Z has")
-    return _run(_core.softmax_vjp, out, *_same_dtype(Z, U))
+    Z, U = _same_dtype(Z, U)
+    return _run(_core.softmax_vjp, out, Z=Z, U=U)
 
 
 def cross_entropy(Z, Y, *, sample_weight=None, label_smoothing=0.0, reduction="mean"):
@@ -205,19 +208,22 @@ def linear_cross_entropy_grad(X, Y, W, b=None, *, sample_weight=None, label_smoo
     X, W, b = _same_dtype(X, W, b)
     (n, d), K = X.shape, len(W)
     V, Z, dX = np.column_stack([W, b]), np.empty((n, K), X.dtype), np.empty((n, d), X.dtype)
-    if issparse(X):
-        _core.csr_logits(X.data, X.indices, X.indptr, None, np.ascontiguousarray(V.T), d, Z)
-    else:
-        _core.dense_logits(X, None, V, Z)
-    assert_all_finite(Z, input_name="X W^T + b")
-    loss, G = cross_entropy_grad(Z, Y, sample_weight=sample_weight, label_smoothing=label_smoothing)
     dV = np.empty(V.T.shape if issparse(X) else V.shape, X.dtype)
-    if issparse(X):
-        _core.csr_gradient(X.data, X.indices, X.indptr, None, G, d, dV)
-        dV = dV.T
-    else:
-        _core.dense_gradient(X, None, G, dV)
-    _core.input_gradient(G, W, dX)
+    n_threads = effective_n_threads(None)
+    with single_threaded_blas():
+        if issparse(X):
+            csr = (X.data, X.indices, X.indptr, None)
+            _core.csr_logits(*csr, np.ascontiguousarray(V.T), d, Z, n_threads)
+        else:
+            _core.dense_logits(X, None, V, Z, n_threads)
+        assert_all_finite(Z, input_name="X W^T + b")
+        loss, G = cross_entropy_grad(Z, Y, sample_weight=sample_weight, label_smoothing=label_smoothing)
+        if issparse(X):
+            _core.csr_gradient(*csr, G, d, dV, n_threads)
+            dV = dV.T
+        else:
+            _core.dense_gradient(X, None, G, dV, n_threads)
+        _core.input_gradient(G, W, dX, n_threads)
     return loss, dV[:, :d].copy(), dV[:, d].copy(), dX
 
 
@@ -275,22 +281,40 @@ def check_gradient(value_and_grad, x, *, eps=None):
 _FLOATS = [np.float64, np.float32]
 
 
-def _check_floats(x, name, dtype=_FLOATS):
-    """`x` as a finite, C-contiguous, aligned array of any shape, copied only where it has to be."""
+def _check_floats(x, name, dtype=_FLOATS, finite=True):
+    """`x` as a C-contiguous, aligned array of any shape, copied only where it has to be.
+
+    Without `finite` the caller looks for what is not finite: a kernel does so on its way.
+    """
+    if not finite and type(x) is np.ndarray and x.dtype in dtype and x.flags.c_contiguous and x.flags.aligned:
+        return x  # check_array would say the same, in a time that counts beside small kernels
     any_shape = {"ensure_2d": False, "allow_nd": True, "ensure_min_samples": 0, "ensure_min_features": 0}
-    return aligned(check_array(x, dtype=dtype, order="C", input_name=name, **any_shape))
+    return aligned(
+        check_array(x, dtype=dtype, order="C", input_name=name, ensure_all_finite=finite, **any_shape)
+    )
 
 
 def _check_logits(Z):
-    Z = _check_floats(Z, "Z")
+    """`Z` as the kernels take it; they tell whether it is finite."""
+    Z = _check_floats(Z, "Z", finite=False)
     if Z.ndim not in (1, 2) or Z.shape[-1] == 0:
         raise ValueError(f"Z has shape {Z.shape}, expected (K,) or (n, K) with K >= 1")
     return Z
 
 
+def _raise_for_what_is_not_finite(**inputs):
+    """Raise the error that names the input which a kernel found not to be finite."""
+    for name, x in inputs.items():
+        assert_all_finite(x, input_name=name)
+
+
 def _check_targets(Y, shape, dtype):
     """What the kernels take: (codes, None) or (None, targets) for logits of `shape` (n, K) or (K,)."""
-    Y, K = _check_floats(Y, "Y", "numeric"), shape[-1]
+    K = shape[-1]
+    if type(Y) is np.ndarray and Y.dtype == np.intp and Y.shape == shape[:-1] == Y.shape[:1] and Y.flags.carray:
+        if Y.view(np.uintp).max(initial=0) < K:  # negative codes are large ones there
+            return Y, None
+    Y = _check_floats(Y, "Y", "numeric")
     if Y.shape == shape[:-1]:
         if Y.dtype.kind not in "iu":
             raise ValueError(f"Y has dtype {Y.dtype}, expected integer codes or distributions of {shape}")
@@ -333,10 +357,13 @@ def _same_dtype(*arrays):
     return [a.astype(dtype, copy=False) for a in arrays]
 
 
-def _run(kernel, out, *inputs):
+def _run(kernel, out, **inputs):
     """`kernel` over rows or batches of one shape, into `out`."""
-    out = _check_out(out, inputs[0])
-    kernel(*map(np.atleast_2d, _apart(out, *inputs)), np.atleast_2d(out))
+    out = _check_out(out, inputs["Z"])
+    given = _apart(out, *inputs.values())
+    if not kernel(*map(np.atleast_2d, given), np.atleast_2d(out), effective_n_threads(None)):
+        _put_back(inputs.values(), given)
+        _raise_for_what_is_not_finite(**inputs)
     return out
 
 
@@ -349,18 +376,24 @@ def _cross_entropy(Z, Y, sample_weight, label_smoothing, reduction, with_gradien
         raise ValueError(f"label_smoothing must be in [0, 1); got {label_smoothing!r}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}")
-    if reduction == "mean":  # a sum, with weights that sum to one
+    scale = 1.0
+    if reduction == "mean":
         total = float(n if s is None else s.sum(dtype=np.float64))
         if not total > 0:
             raise ValueError(f"sample_weight sums to {total:g} over {n} rows: the mean loss is undefined")
-        s = np.full(n, 1 / total, Z.dtype) if s is None else s / total
-    losses, G = np.empty(n, Z.dtype), _check_out(out, Z) if with_gradient else None
-    Z2, codes, targets, s = _apart(G, np.atleast_2d(Z), codes, targets, s)
-    residual = None if G is None else np.atleast_2d(G)
-    _core.cross_entropy(Z2, codes, targets, s, float(label_smoothing), losses, residual)
+        scale = 1 / total
+    losses = np.empty(n, Z.dtype) if reduction == "none" else None
+    G = _check_out(out, Z) if with_gradient else None
+    inputs = (np.atleast_2d(Z), codes, targets, s)
+    given, residual = _apart(G, *inputs), None if G is None else np.atleast_2d(G)
+    options = (float(label_smoothing), losses, residual, effective_n_threads(None), scale)
+    loss = _core.cross_entropy(*given, *options)
+    if np.isnan(loss):
+        _put_back(inputs, given)
+        _raise_for_what_is_not_finite(Z=Z)
     if reduction == "none":
         return losses if Z.ndim == 2 else losses[0], G
-    return float(losses.sum(dtype=np.float64)), G
+    return loss, G
 
 
 def _check_out(out, like):
@@ -378,3 +411,10 @@ def _check_out(out, like):
 def _apart(out, *inputs):
     """The inputs, as copies where `out` overlaps them: a kernel writes while it still reads."""
     return [x.copy() if x is not None and np.may_share_memory(x, out) else x for x in inputs]
+
+
+def _put_back(inputs, copies):
+    """Undo what a kernel did to inputs that `out` overlaps: a call that raises leaves them as they were."""
+    for x, copy in zip(inputs, copies, strict=True):
+        if copy is not x:
+            x[...] = copy

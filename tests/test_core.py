@@ -166,7 +166,9 @@ def batch_bounds(name, given, eps):
         ddot = (dP * U).sum(axis=1, keepdims=True) + 2 * (K + 2) * eps * dot
         return {"out": (dP + 4 * eps * P) * (U + dot) + P * ddot}
     if name == "cross_entropy":
-        return dict(zip(("losses", "residual"), cross_entropy_errors(given, Z, eps), strict=False))
+        dlosses, dG, _ = cross_entropy_errors(given, Z, eps)
+        found = {"losses": dlosses, "residual": dG, "loss": dlosses.sum()}
+        return {out: given["scale"] * error for out, error in found.items()}
     return {"out": dP if name == "softmax" else dlogP}
 
 
@@ -251,6 +253,25 @@ def test_softmax_in_place(K, dtype):
     _core.softmax(Z, Z)
     assert np.array_equal(Z, want)
     assert K == 1 or not want[::3, 0].any()
+
+
+@pytest.mark.parametrize("name", BATCH)
+@pytest.mark.parametrize("K", CLASSES)
+@both_dtypes
+def test_batches_tell_of_numbers_that_are_not_finite(name, K, dtype):
+    """Wherever one stands, and also where it changes no result: minus infinity is a probability of zero."""
+    given = problem(130, 1, K, dtype)
+    places = [(0, 0), (63, K - 1), (64, K // 2), (129, K - 1)]
+    for argument in ("Z", "U") if name == "softmax_vjp" else ("Z",):
+        for value in (np.nan, np.inf, -np.inf, np.finfo(dtype).max):
+            for place in places:
+                bad = given[argument].copy()
+                bad[place] = value
+                for module in (_core, _reference):
+                    with np.errstate(all="ignore"):
+                        told = call(module, name, {**given, argument: bad}, outputs(name, given, dtype))
+                    finite = told if name != "cross_entropy" else not np.isnan(told)
+                    assert finite == np.isfinite(value)
 
 
 def test_every_kernel_is_tested():
@@ -352,13 +373,22 @@ def test_zero_weights_count_nothing(name, dtype):
     given["sample_weight"], given["l2"] = np.zeros(150, dtype), 0.0
     given["Z"][::2, 0] = np.finfo(dtype).max
     out = outputs(name, given, dtype)
-    assert not call(_core, name, given, out)
+    assert call(_core, name, given, out) == 0
     assert all(not out[o].any() for o in out if o != "P")
 
 
 # --- one result, whatever the threads ---------------------------------------------------------------------
 
 
+@pytest.fixture
+def threads_everywhere():
+    """Kernels take the threads they are given, also where there is little to do or the machine is busy."""
+    _core._use_threads_everywhere(True)
+    yield
+    _core._use_threads_everywhere(False)
+
+
+@pytest.mark.usefixtures("threads_everywhere")
 @pytest.mark.parametrize("name", list(OUTPUTS))
 @pytest.mark.parametrize(("d", "K"), [(17, 3), (70, 20), (70, 64)])
 @both_dtypes

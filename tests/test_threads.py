@@ -2,8 +2,8 @@
 
 import multiprocessing
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from time import sleep
 
 import numpy as np
@@ -11,7 +11,8 @@ import pytest
 from scipy import sparse
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from softreg import SoftmaxRegression
+from softreg import SoftmaxRegression, _core
+from softreg import functional as F
 from softreg._threads import _clear_controlling_thread, single_threaded_blas
 
 N, D, K = 300, 70, 3
@@ -34,6 +35,14 @@ def two_blas_threads():
     yield blas_threads()
     limit.restore_original_limits()
     _clear_controlling_thread()
+
+
+@pytest.fixture
+def threads_everywhere():
+    """Kernels take the threads they are given, also where there is little to do or the machine is busy."""
+    _core._use_threads_everywhere(True)
+    yield
+    _core._use_threads_everywhere(False)
 
 
 # --- the limit on BLAS ----------------------------------------------------------------------------------------------
@@ -74,4 +83,62 @@ def test_fits_in_many_threads_leave_blas_as_it_was(two_blas_threads):
             assert isinstance(done.exception(), ValueError)
         else:
             assert np.array_equal(done.result(), want[i % 3])
+    assert blas_threads() == two_blas_threads
+
+
+# --- children made by fork ------------------------------------------------------------------------------------------
+
+
+def in_child(f):
+    """Return what f() returns in a child made by fork, or "nothing" if nothing comes back within a minute."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=lambda: theirs.send(f()))
+    child.start()
+    try:
+        return ours.recv() if ours.poll(60) else "nothing"
+    finally:
+        child.kill()
+        child.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12: fork with threads around
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+@pytest.mark.parametrize("n_jobs", [2, None])
+def test_a_child_and_its_child_compute_the_same(form, n_jobs, threads_everywhere):
+    X, y = data(form)
+    W = np.random.default_rng(1).normal(size=(K, D))
+    model = SoftmaxRegression(n_jobs=n_jobs)
+
+    def work():
+        model.fit(X, y)
+        linear = F.linear_cross_entropy_grad(X, y, W)
+        return [model.coef_, model.predict_proba(X), model.input_gradient(X, y), F.softmax(W), *linear]
+
+    want = work()
+    for got in (in_child(work), in_child(lambda: in_child(work)), work()):
+        assert got != "nothing"
+        assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_has_a_limit_of_its_own(two_blas_threads):
+    """A child made while other threads limit BLAS, or the forking thread itself, lifts what is not needed there."""
+    with ThreadPoolExecutor(1) as pool:
+        entered, leave = Event(), Event()
+
+        def elsewhere():
+            with single_threaded_blas():
+                entered.set()
+                leave.wait()
+
+        waiting = pool.submit(elsewhere)
+        entered.wait()
+        assert in_child(blas_threads) == two_blas_threads
+        leave.set()
+        waiting.result()
+    with single_threaded_blas():
+        assert set(in_child(blas_threads)) == {1}
     assert blas_threads() == two_blas_threads
