@@ -25,6 +25,9 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
     def decision_function(self, X):
         """Logits of shape (n, n_classes), or (n,) for two classes: then positive means ``classes_[1]``.
 
+        They are at most half of the dtype's largest number: a row of larger ones is shifted and clipped, and keeps
+        its order.
+
         Parameters
         ----------
         X : array or sparse matrix of shape (n, d)
@@ -39,7 +42,10 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         return np.asarray(self.classes_)[(scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)]
 
     def predict_proba(self, X):
-        """Probabilities of the classes, in the order of ``classes_``: shape (n, n_classes)."""
+        """Probabilities of the classes, in the order of ``classes_``: shape (n, n_classes).
+
+        Where logits overflow they are the limit of the softmax, never NaN.
+        """
         return self._through(_core.softmax, X)
 
     def predict_log_proba(self, X):
@@ -67,6 +73,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
                 raise ValueError(f"y has the label {y[unknown].tolist()[0]!r}, which is not in classes_")
             codes = np.searchsorted(self.classes_, y).astype(np.intp)
         Z, coef = self._class_logits(X)
+        coef = np.ascontiguousarray(coef, X.dtype)
         G = np.empty_like(Z)
         weight = np.full(X.shape[0], 1 / max(X.shape[0], 1), X.dtype)
         n_threads = effective_n_threads(self.n_jobs)
@@ -102,14 +109,28 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         if len(self.classes_) == 2:  # softmax of (-z/2, z/2) is the sigmoid of z
             halves = np.array([[-0.5], [0.5]], coef.dtype)
             coef, intercept = halves * coef, halves[:, 0] * intercept
-        coef = np.ascontiguousarray(coef, X.dtype)
         return self._logits(X, coef, intercept), coef
 
     def _logits(self, X, coef, intercept):
         if X.shape[1] != coef.shape[1]:
             raise ValueError(f"coef_ has shape {coef.shape}, but X has {X.shape[1]} features")
+        with np.errstate(over="ignore", invalid="ignore"), single_threaded_blas():
+            Z = self._plain_logits(X, coef, intercept)
+            limit = np.finfo(Z.dtype).max / 2  # no difference of two logits overflows
+            if -limit <= Z.min() and Z.max() <= limit:
+                return Z
+            # a NaN or infinity in X or in the weights is one in Z: only then is it worth a pass over them
+            for values, name in ((X, "X"), (coef, "coef_"), (intercept, "intercept_")):
+                assert_all_finite(values, estimator_name=type(self).__name__, input_name=name)
+            rows = np.flatnonzero(~(np.abs(Z) <= limit).all(axis=1))
+            for block in np.array_split(rows, -(-len(rows) // 1024)):  # the copies in float64 stay small
+                Z[block] = saturated_logits(X[block], coef, intercept, float(limit))
+        return Z
+
+    def _plain_logits(self, X, coef, intercept):
         if issparse(coef):
-            return np.ascontiguousarray(safe_sparse_dot(X, coef.T, dense_output=True) + intercept, X.dtype)
+            Z = safe_sparse_dot(X, coef.T.astype(X.dtype), dense_output=True) + intercept
+            return np.ascontiguousarray(Z, X.dtype)
         Z = np.empty((X.shape[0], len(coef)), X.dtype)
         n_threads = effective_n_threads(self.n_jobs)
         W = np.empty((len(coef), X.shape[1] + 1), X.dtype, order="F" if issparse(X) else "C")
@@ -117,10 +138,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         if issparse(X):
             _core.csr_logits(X.data, X.indices, X.indptr, None, W.T, X.shape[1], Z, n_threads)
         else:
-            with single_threaded_blas():
-                _core.dense_logits(X, None, W, Z, n_threads)
-        if not np.isfinite(Z).all():  # a NaN or infinity in X is one here: only then is it worth a pass over X
-            assert_all_finite(X, estimator_name=type(self).__name__, input_name="X")
+            _core.dense_logits(X, None, W, Z, n_threads)
         return Z
 
     def _through(self, kernel, X):
@@ -137,3 +155,24 @@ def _floats(values, name):
         return values if values.dtype in FLOATS else values.astype(np.float64, casting="same_kind")
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array of real numbers: {error}") from error
+
+
+def saturated_logits(X, coef, intercept, limit):
+    """Logits of rows of X that overflow, within [-limit, limit], as float64 (n, rows of coef).
+
+    They are computed from X and coef divided by powers of two: no sum overflows, and infinities do not cancel to NaN.
+    Where there are several classes, each row is then shifted by one number, which softmax does not see, so that its
+    largest logit fits in; what is still below -limit is -limit.
+    """
+    largest = abs(X).max(axis=1)
+    largest = largest.toarray().ravel() if issparse(largest) else largest
+    of_row, of_coef = np.maximum(np.frexp(largest)[1], 0), max(np.frexp(abs(coef).max())[1], 0)
+    scale, exponent = np.ldexp(1.0, -of_row)[:, None], (of_row + of_coef)[:, None]
+    X = X.multiply(scale).tocsr() if issparse(X) else X * scale
+    coef = coef.astype(np.float64) * np.ldexp(1.0, -of_coef)
+    Z = safe_sparse_dot(X, coef.T, dense_output=True)
+    Z += np.ldexp(intercept.astype(np.float64), -exponent)
+    edge, top = np.ldexp(limit, -exponent), Z.max(axis=1, keepdims=True)
+    lowest_top = -edge if Z.shape[1] == 1 else -edge / 2  # room for the other classes below it
+    Z = np.maximum(Z - top + np.clip(top, lowest_top, edge), -edge)
+    return np.ldexp(Z, exponent)

@@ -962,6 +962,77 @@ def test_sparsify_and_back(classes):
     same(model.densify(), streamed)
 
 
+# The limit of the softmax where logits overflow: coefficients of two features, an intercept a class, a row in units of
+# a number from which the logits of the dtype overflow, and the probabilities.
+THIRD, HALF = 1 / 3, 1 / 2
+OVERFLOWING = {
+    "one class": ([[2, 0], [1, 0], [-3, 0]], [0, 0, 0], [1, 0], [1, 0, 0]),
+    "two as large": ([[2, 0], [2, 0], [-4, 0]], [0, 0, 0], [1, 0], [HALF, HALF, 0]),
+    "two, one larger": ([[2, 0], [3, 0], [-5, 0]], [0, 0, 0], [1, 0], [0, 1, 0]),
+    "all negative": ([[-4, 0], [-3, 0], [-2, 0]], [0, 0, 0], [1, 0], [0, 0, 1]),
+    "all negative, all as large": ([[-4, 0]] * 3, [0, 0, 0], [1, 0], [THIRD] * 3),
+    "what cancels": ([[2, -2], [3, -3], [5, -5]], [0, 0, 0], [1, 1], [THIRD] * 3),
+    "what cancels, and intercepts": ([[2, -2], [3, -3], [5, -5]], np.log([0.2, 0.3, 0.5]), [1, 1], [0.2, 0.3, 0.5]),
+    "what cancels in two": ([[2, -2], [4, -3], [-3, 3]], [0, 0, 0], [1, 1], [0, 1, 0]),
+    "what cancels with less than nothing": ([[2, -2], [3, -4], [-3, 3]], [0, 0, 0], [1, 1], [HALF, 0, HALF]),
+    "no overflow, but their difference": ([[1.5, 0], [-1.5, 0], [0, 0]], [0, 0, 0], [1, 0], [1, 0, 0]),
+    "two classes": ([[4, 0]], [0], [1, 0], [0, 1]),
+    "two classes, negative": ([[-4, 0]], [0], [1, 0], [1, 0]),
+    "two classes, what cancels": ([[4, -4]], [0], [1, 1], [HALF, HALF]),
+}
+
+
+@pytest.mark.parametrize("weights", [np.asarray, sparse.csr_array], ids=["dense weights", "sparse weights"])
+@forms
+@pytest.mark.parametrize("large", ["X", "coef_"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_logits_that_overflow(name, dtype, large, form, weights):
+    coef, intercept, row, expected = OVERFLOWING[name]
+    size = dtype(2.0 ** (np.finfo(dtype).maxexp - 1))  # a power of two, half of what overflows: products are exact
+    close = {"rtol": 32 * np.finfo(dtype).eps, "atol": 0}  # scaled intercepts are subnormal: they lose some digits
+    X, coef = np.array([[0, 0], row, [0, 0]]), np.array(coef, float)
+    model = SoftmaxRegression()
+    model.coef_ = weights(coef if large == "X" else (coef / 8 * size).astype(dtype))
+    model.intercept_, model.classes_ = np.array(intercept, float), np.arange(max(len(coef), 2))
+    X = form(X.astype(dtype) * (size if large == "X" else dtype(8)))
+    P, log_P, Z = model.predict_proba(X), model.predict_log_proba(X), model.decision_function(X)
+    np.testing.assert_allclose(P[1], expected, **close)
+    assert np.isfinite(log_P).all()
+    np.testing.assert_allclose(np.exp(log_P[1]), expected, **close)
+    np.testing.assert_allclose(P[0], softmax(intercept if len(intercept) > 1 else [0, 0]), rtol=1e-6)  # as float32
+    assert P.dtype == Z.dtype == dtype
+    assert np.isfinite(Z).all()
+    assert expected[model.predict(X)[1]] == max(expected)
+    if max(expected) == 1 and len(intercept) == 1:
+        assert np.sign(Z[1]) == np.sign(coef[0, 0])
+    assert np.isfinite(model.input_gradient(X / (1 if large == "X" else 8), np.zeros(3, int))).all()
+
+
+@forms
+def test_a_row_that_overflows_leaves_the_others_alone(form):
+    """Bit for bit."""
+    X, y = data(dtype=np.float32)
+    model = SoftmaxRegression(alpha=ALPHA).fit(X, y)
+    spoiled = X.copy()
+    spoiled[7] = 3e38
+    others = np.delete(np.arange(N), 7)
+    for call in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
+        before, after = getattr(model, call)(form(X)), getattr(model, call)(form(spoiled))
+        assert np.array_equal(before[others], after[others])
+
+
+@pytest.mark.parametrize("name", ["coef_", "intercept_"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(name, value):
+    X, y = data()
+    model = SoftmaxRegression(alpha=ALPHA).fit(X, y)
+    getattr(model, name)[0] = value
+    for call in ("decision_function", "predict", "predict_proba", "predict_log_proba"):
+        with pytest.raises(ValueError, match=f"Input {name} contains"):
+            getattr(model, call)(X)
+
+
 # --- attributes put in from elsewhere -----------------------------------------------------------------------
 
 ELSEWHERE = {
