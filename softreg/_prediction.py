@@ -4,6 +4,7 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.linear_model._base import SparseCoefMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import (
     assert_all_finite,
@@ -15,8 +16,8 @@ from sklearn.utils.validation import (
 
 from softreg import _core
 from softreg._threads import effective_n_threads, single_threaded_blas
-from softreg._validation import FLOATS, in_rows
-from softreg.functional import _check_targets
+from softreg._validation import FLOATS, are_distributions, in_rows
+from softreg.functional import _check_targets, _check_weights
 
 
 class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
@@ -51,6 +52,32 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
     def predict_log_proba(self, X):
         """Logarithms of the probabilities, from the logits: right also where a probability rounds to zero."""
         return self._through(_core.log_softmax, X)
+
+    def score(self, X, y, sample_weight=None):
+        """Accuracy: the share of the rows of X whose predicted class is right.
+
+        Parameters
+        ----------
+        X : array or sparse matrix of shape (n, d)
+        y : array of shape (n,) or (n, n_classes)
+            Labels, or target probabilities: the most probable class is then the right one.
+        sample_weight : array of shape (n,), optional
+            Weights, not negative.
+
+        Returns
+        -------
+        score : float
+
+        Raises
+        ------
+        ValueError
+            If X, y or the weights cannot be used.
+        """
+        predicted = self.predict(X)
+        if are_distributions(y):
+            _, targets = _check_targets(np.asarray(y), (len(predicted), len(self.classes_)), np.float64)
+            y = np.asarray(self.classes_)[targets.argmax(axis=1)]
+        return accuracy_score(y, predicted, sample_weight=_check_weights(sample_weight, len(predicted), np.float64))
 
     def input_gradient(self, X, y):
         """The gradient of the mean cross-entropy over the rows of X with respect to X, shape (n, d).

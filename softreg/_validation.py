@@ -17,14 +17,17 @@ def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
     """X as the kernels take it, codes or targets, and the classes."""
     if min_rows == 0 and np.shape(y)[:1] == (0,):
         y = []  # whatever the width of no targets
-    soft = (shape := np.asarray(y).shape)[1:] > (1,) and len(shape) == 2
+    soft = are_distributions(y)
     X, y = validate_data(
         estimator, X, y, accept_sparse="csr", accept_large_sparse=True, dtype=FLOATS, multi_output=soft, reset=first,
         ensure_min_samples=min_rows,
     )  # fmt: skip
     X = in_rows(X)
     if soft:
-        _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
+        try:
+            _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
+        except ValueError as error:
+            raise ValueError(f"y is 2-D, so its rows are read as probabilities of the classes: {error}") from error
         found = np.arange(y.shape[1])
         check_classes(found, classes)
         return X, None, np.ascontiguousarray(targets), found
@@ -43,6 +46,12 @@ def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
         raise ValueError(f"SoftmaxRegression needs at least 2 classes; y has only one class: {known.tolist()[0]!r}")
     codes = np.searchsorted(known, present)[codes] if known is not present else codes
     return X, codes.astype(np.intp, copy=False), None, known
+
+
+def are_distributions(y):
+    """Whether y has two dimensions and more than one column: its rows are then read as probabilities."""
+    shape = np.asarray(y).shape
+    return len(shape) == 2 and shape[1] > 1
 
 
 def check_classes(known, classes):

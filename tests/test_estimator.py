@@ -962,6 +962,25 @@ def test_sparsify_and_back(classes):
     same(model.densify(), streamed)
 
 
+@both_classes
+@forms
+@pytest.mark.parametrize("labels", [np.arange(K), np.array(["ash", "birch", "oak"])], ids=["numbers", "words"])
+def test_score_takes_what_fit_takes(classes, form, labels):
+    X, y = data(classes)
+    Y = (np.eye(classes)[y] + 0.3) / (1 + 0.3 * classes)  # the most probable class is the label
+    s = weights()
+    model = SoftmaxRegression(alpha=ALPHA).fit(form(X), labels[y], sample_weight=s)
+    expected = np.average(model.predict(form(X)) == labels[y], weights=s)
+    for given in (labels[y], labels[y].tolist(), pd.Series(labels[y]), Y, Y.tolist(), pd.DataFrame(Y), pl.DataFrame(Y)):
+        assert model.score(form(X), given, sample_weight=s) == pytest.approx(expected, rel=1e-14)  # N sums
+    assert model.score(form(X), Y, 2.0) == pytest.approx(model.score(form(X), Y), rel=1e-14)
+    with pytest.raises(ValueError, match="sums to"):
+        model.score(form(X), 2 * Y)
+    with pytest.raises(ValueError, match="sample_weight"):
+        model.score(form(X), Y, -s)
+    assert np.isfinite(cross_val_score(SoftmaxRegression(alpha=ALPHA), form(X), Y)).all()
+
+
 # The limit of the softmax where logits overflow: coefficients of two features, an intercept a class, a row in units of
 # a number from which the logits of the dtype overflow, and the probabilities.
 THIRD, HALF = 1 / 3, 1 / 2
