@@ -115,7 +115,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     intercept_ : ndarray of shape (n_classes,), or (1,)
     classes_ : ndarray of shape (n_classes,)
     n_iter_ : int
-        Iterations that were run; of the proximal solver, in tens.
+        Iterations that were run.
     stopped_on_ : str
         "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
         "callback" where one asked for it, "max_iter", "precision" where the dtype of X cannot tell the objective any
@@ -135,7 +135,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     Notes
     -----
     `set_callbacks` takes `ProgressBar`, `ScoringMonitor` and others that follow `sklearn.callback`'s protocol. Each
-    epoch of SGD, each iteration (ten of the proximal solver) and each call of `partial_fit` is a task to them. They
+    epoch of SGD, each iteration and each call of `partial_fit` is a task to them. They
     get X and y as `fit` got them, held-out rows included, and as `fitted_estimator` what `fit` would return if it
     ended there: before the iteration in `on_fit_task_begin`, after it in `on_fit_task_end`. Where `on_fit_task_end`
     returns True, the fit ends there, without a warning.
@@ -256,8 +256,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             If SGD diverged because the rate is too high, or features are too large or too small for their dtype.
         """
         # outside all_or_nothing, or callbacks that were set up would not be torn down after an error
-        max_tasks = -(-self.max_iter // self._stride())
-        callbacks = Callbacks(self, X, y, sample_weight, name=self._unit(), max_tasks=max_tasks)
+        callbacks = Callbacks(self, X, y, sample_weight, name=self._unit(), max_tasks=self.max_iter)
         with all_or_nothing(self):
             self._check_combination()
             X, codes, targets, classes = check_data(self, X, y)
@@ -370,6 +369,14 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         if self.class_weight is not None:
             if codes is None:
                 raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
+            if self.class_weight == "balanced" and weight is not None:
+                total = np.bincount(codes, weights=weight, minlength=len(classes))
+                if not total.all() and total.any():
+                    without = classes[total == 0].tolist()
+                    raise ValueError(
+                        f"sample_weight is zero in every row of class {', '.join(map(repr, without))}: "
+                        "class_weight='balanced' has nothing to balance there; leave these rows out"
+                    )
             of_class = compute_class_weight(self.class_weight, classes=classes, y=classes[codes], sample_weight=weight)
             some = of_class[codes].any() or not len(codes)
             if not (np.isfinite(of_class).all() and (of_class >= 0).all() and some):
@@ -438,10 +445,16 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         """The part to train on, and the rest."""
         if not self.early_stopping:
             return objective, None
-        train, held_out = train_test_split(
-            np.arange(objective.n_rows), test_size=self.validation_fraction, stratify=objective.codes,
-            random_state=random_state,
-        )  # fmt: skip
+        try:
+            train, held_out = train_test_split(
+                np.arange(objective.n_rows), test_size=self.validation_fraction, stratify=objective.codes,
+                random_state=random_state,
+            )  # fmt: skip
+        except ValueError as error:  # it names parameters of its own
+            raise ValueError(
+                f"early_stopping=True cannot hold out validation_fraction={self.validation_fraction} of "
+                f"{objective.n_rows} rows, some of every class: {error}"
+            ) from error
         return objective.sample(np.sort(train)), objective.sample(np.sort(held_out))
 
     def _batch_size(self, objective):
@@ -452,10 +465,6 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
     def _unit(self):
         return "epoch" if self.solver in STOCHASTIC else "iteration"
-
-    def _stride(self):
-        """Iterations that a record of the solver stands for."""
-        return _solvers.STRIDE if self.solver not in STOCHASTIC and self.alpha * self.l1_ratio > 0 else 1
 
     def _optimizer(self):
         if self.solver == "adam":

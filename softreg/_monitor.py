@@ -53,7 +53,7 @@ class Monitor:
 
     def __init__(self, estimator, train, held_out=None, callbacks=None):
         self.verbose, self.tol, self.patience = estimator.verbose, estimator.tol, estimator.n_iter_no_change
-        self.unit, self.stride, self.max_iter = estimator._unit(), estimator._stride(), estimator.max_iter
+        self.unit, self.max_iter = estimator._unit(), estimator.max_iter
         self.n_rows, self.held_out, self.callbacks = train.n_rows, held_out, callbacks or Callbacks()
         self.best, self.best_loss, self.waited, self.stopped_on = None, np.inf, 0, None
         self.calls, self.seconds = 0, 0.0  # spent on watching; rows a second are those of the solver alone
@@ -84,7 +84,7 @@ class Monitor:
         return self.stopped_on is not None
 
     def _line(self, record):
-        done = min(self.calls * self.stride, self.max_iter)
+        done = self.calls
         left = record["time"] / done * (self.max_iter - done)
         busy = max(record["time"] - self.seconds, 1e-9)  # a coarse clock may stand still
         gaps = ((record["gap"], "proven"), (record["gap_estimate"], "estimated"))

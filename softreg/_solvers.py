@@ -47,7 +47,7 @@ def lbfgs(objective, W, *, max_iter, tol, monitor):
     return run
 
 
-STRIDE = 10  # iterations of `proximal` that a record stands for
+CERTIFY_EVERY = 10  # iterations of `proximal`
 
 
 def proximal(objective, W, *, max_iter, tol, monitor):
@@ -80,11 +80,13 @@ def proximal(objective, W, *, max_iter, tol, monitor):
         look = W + W.dtype.type(share) * (W - previous)
         previous, momentum, L = W, ahead, 0.9 * L
         run.W = W
-        if (iteration + 1) % STRIDE == 0 or iteration == max_iter - 1:
-            record = run.record(value_new)
+        record = run.record(value_new + objective.penalty_l1(W))
+        if certified := (iteration + 1) % CERTIFY_EVERY == 0 or iteration == max_iter - 1:
             run.certify(objective, value_new, gradient_new, tol)
-            if monitor(W, record) or run.converged:
-                break
+        if monitor(W, record) or run.converged:
+            if not certified:
+                run.certify(objective, value_new, gradient_new, tol)
+            break
     return run
 
 
