@@ -156,7 +156,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
 
     def _plain_logits(self, X, coef, intercept):
         if issparse(coef):
-            Z = safe_sparse_dot(X, coef.T.astype(X.dtype), dense_output=True) + intercept
+            Z = safe_sparse_dot(X, coef.T.astype(X.dtype, copy=False), dense_output=True) + intercept
             return np.ascontiguousarray(Z, X.dtype)
         Z = np.empty((X.shape[0], len(coef)), X.dtype)
         n_threads = effective_n_threads(self.n_jobs)
