@@ -3,9 +3,10 @@
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import GridSearchCV, train_test_split
 
 from softreg import SoftmaxRegression
+from softreg.metrics import cross_entropy_scorer
 
 X, y = load_digits(return_X_y=True)
 X = X / 16
@@ -25,6 +26,13 @@ students = {
 print(f"{'60 rows for each student':26} {'accuracy':>8} {'log loss':>9}")
 for name, model in students.items():
     print(f"{name:26} {model.score(X_test, y_test):8.1%} {log_loss(y_test, model.predict_proba(X_test)):9.4f}")
+
+# Cross-validation of the penalty against the teacher's probabilities: no label is needed.
+search = GridSearchCV(SoftmaxRegression(), {"alpha": [1e-5, 1e-4, 1e-3, 1e-2]}, scoring=cross_entropy_scorer, cv=3)
+search.fit(X_student, soft)
+print(f"\nchosen by cross-entropy: alpha={search.best_params_['alpha']:g}, "
+      f"{-search.best_score_:.4f} on held-out rows, where no student can be below the teacher's own entropy, "
+      f"{-cross_entropy_scorer(teacher, X_student, soft):.4f}")
 
 # What a layer below would need to learn from the same targets: the gradient of the loss with respect to X.
 gradient = students["student, soft labels"].input_gradient(X_student, soft)

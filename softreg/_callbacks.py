@@ -58,14 +58,14 @@ class Monitor:
     ----------
     estimator : gives `verbose`, `tol`, `n_iter_no_change` and `max_iter`
     n_rows : int, the rows of a pass
-    row : row of the registry of solvers, for the name of an iteration and how many an entry stands for
+    row : row of the registry of solvers, for the name of an iteration
     held_out : Objective over the held-out rows, or None
     callbacks : Callbacks, or None
     """
 
     def __init__(self, estimator, n_rows, row, held_out=None, callbacks=None):
         self.verbose, self.tol, self.patience = estimator.verbose, estimator.tol, estimator.n_iter_no_change
-        self.unit, self.stride, self.max_iter = row.iteration, row.record_interval, estimator.max_iter
+        self.unit, self.max_iter = row.iteration, estimator.max_iter
         self.n_rows, self.held_out, self.callbacks = n_rows, held_out, callbacks or Callbacks()
         self.best, self.best_loss, self.waited, self.stopped_on = None, np.inf, 0, None
         self.calls, self.seconds = 0, 0.0  # spent on watching; rows a second are those of the solver alone
@@ -113,7 +113,7 @@ class Monitor:
         return float(np.mean(P.argmax(axis=1) == codes))
 
     def _line(self, entry):
-        done = min(self.calls * self.stride, self.max_iter)
+        done = self.calls
         left = entry["time"] / done * (self.max_iter - done)
         busy = max(entry["time"] - self.seconds, 1e-9)  # a coarse clock may stand still
         gaps = ((entry["gap"], "proven"), (entry["gap_estimate"], "estimated"))

@@ -272,7 +272,10 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
     def _scorer(self, classes=None, soft=False):
         """The scorer; told of all classes where it can be, as rows of a fold may lack some."""
         if soft and not callable(self.scoring):
-            raise ValueError(f"probabilities as targets need a callable scoring; got scoring={self.scoring!r}")
+            raise ValueError(
+                "probabilities as targets need a callable scoring, such as softreg.metrics.cross_entropy_scorer; got "
+                f"scoring={self.scoring!r}"
+            )
         scorer = get_scorer(self.scoring or "accuracy")
         metric = getattr(scorer, "_score_func", None)
         takes = inspect.signature(metric).parameters if metric else {}

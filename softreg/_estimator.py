@@ -108,7 +108,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     solver_ : str
         The solver that ran, or that finished where "auto" took two.
     n_iter_ : int
-        Iterations that were run; of the proximal solver, in tens.
+        Iterations that were run.
     stopped_on_ : str
         "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
         "callback" where one asked for it, "max_iter", "precision" where the dtype of X cannot tell the objective any
@@ -128,8 +128,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     Notes
     -----
     `set_callbacks` takes `ProgressBar`, `ScoringMonitor` and others that follow `sklearn.callback`'s protocol. Each
-    epoch of SGD, each iteration (ten of the proximal solver) and each call of `partial_fit` is a task to them. They
-    get X and y as `fit` got them, held-out rows included, and as `fitted_estimator` what `fit` would return if it
+    epoch of SGD, each iteration and each call of `partial_fit` is a task to them. They get X and y as `fit` got them, held-out rows included, and as `fitted_estimator` what `fit` would return if it
     ended there: before the iteration in `on_fit_task_begin`, after it in `on_fit_task_end`. Where `on_fit_task_end`
     returns True, the fit ends there, without a warning.
 
@@ -243,8 +242,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         """
         row = SOLVERS[solver_names(self.solver, self.alpha * self.l1_ratio > 0)[-1]]
         # outside restore_on_error, or callbacks that were set up would not be torn down after an error
-        max_tasks = -(-self.max_iter // row.record_interval)
-        callbacks = Callbacks(self, X, y, sample_weight, name=row.iteration, max_tasks=max_tasks)
+        callbacks = Callbacks(self, X, y, sample_weight, name=row.iteration, max_tasks=self.max_iter)
         with restore_on_error(self):
             X, codes, targets, classes = check_data(self, X, y)
             objective = self._objective(X, codes, targets, classes, sample_weight)
@@ -379,8 +377,14 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         """Return the objective over the rows to train on, and over the held-out ones, or None."""
         if not self.early_stopping:
             return objective, None
-        train, held_out = train_test_split(
-            np.arange(objective.n_rows), test_size=self.validation_fraction, stratify=objective.codes,
-            random_state=random_state,
-        )  # fmt: skip
+        try:
+            train, held_out = train_test_split(
+                np.arange(objective.n_rows), test_size=self.validation_fraction, stratify=objective.codes,
+                random_state=random_state,
+            )  # fmt: skip
+        except ValueError as error:  # it names parameters of its own
+            raise ValueError(
+                f"early_stopping=True cannot hold out validation_fraction={self.validation_fraction} of "
+                f"{objective.n_rows} rows, some of every class: {error}"
+            ) from error
         return objective.select(np.sort(train)), objective.select(np.sort(held_out))

@@ -4,6 +4,7 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.linear_model._base import SparseCoefMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import (
     assert_all_finite,
@@ -16,8 +17,8 @@ from sklearn.utils.validation import (
 from softreg import _core
 from softreg._memory_layout import ensure_row_major
 from softreg._threads import effective_n_threads, single_threaded_blas
-from softreg._validation import FLOATS
-from softreg.functional import _check_targets
+from softreg._validation import FLOATS, are_distributions
+from softreg.functional import _check_targets, _check_weights
 
 
 class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
@@ -25,6 +26,9 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
 
     def decision_function(self, X):
         """Logits of shape (n, n_classes), or (n,) for two classes: then positive means ``classes_[1]``.
+
+        They are at most half of the dtype's largest number: a row of larger ones is shifted and clipped, and keeps
+        its order.
 
         Parameters
         ----------
@@ -40,12 +44,41 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         return np.asarray(self.classes_)[(scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)]
 
     def predict_proba(self, X):
-        """Probabilities of the classes, in the order of ``classes_``: shape (n, n_classes)."""
+        """Probabilities of the classes, in the order of ``classes_``: shape (n, n_classes).
+
+        Where logits overflow they are the limit of the softmax, never NaN.
+        """
         return self._through(_core.softmax, X)
 
     def predict_log_proba(self, X):
         """Logarithms of the probabilities, from the logits: right also where a probability rounds to zero."""
         return self._through(_core.log_softmax, X)
+
+    def score(self, X, y, sample_weight=None):
+        """Accuracy: the share of the rows of X whose predicted class is right.
+
+        Parameters
+        ----------
+        X : array or sparse matrix of shape (n, d)
+        y : array of shape (n,) or (n, n_classes)
+            Labels, or target probabilities: the most probable class is then the right one.
+        sample_weight : array of shape (n,), optional
+            Weights, not negative.
+
+        Returns
+        -------
+        score : float
+
+        Raises
+        ------
+        ValueError
+            If X, y or the weights cannot be used.
+        """
+        predicted = self.predict(X)
+        if are_distributions(y):
+            _, targets = _check_targets(np.asarray(y), (len(predicted), len(self.classes_)), np.float64)
+            y = np.asarray(self.classes_)[targets.argmax(axis=1)]
+        return accuracy_score(y, predicted, sample_weight=_check_weights(sample_weight, len(predicted), np.float64))
 
     def input_gradient(self, X, y):
         """The gradient of the mean cross-entropy over the rows of X with respect to X, shape (n, d).
@@ -68,6 +101,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
                 raise ValueError(f"y has the label {y[unknown].tolist()[0]!r}, which is not in classes_")
             codes = np.searchsorted(self.classes_, y).astype(np.intp)
         Z, coef = self._class_logits(X)
+        coef = np.ascontiguousarray(coef, X.dtype)
         G = np.empty_like(Z)
         weight = np.full(X.shape[0], 1 / max(X.shape[0], 1), X.dtype)
         n_threads = effective_n_threads(self.n_jobs)
@@ -103,14 +137,28 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         if len(self.classes_) == 2:  # softmax of (-z/2, z/2) is the sigmoid of z
             halves = np.array([[-0.5], [0.5]], coef.dtype)
             coef, intercept = halves * coef, halves[:, 0] * intercept
-        coef = np.ascontiguousarray(coef, X.dtype)
         return self._logits(X, coef, intercept), coef
 
     def _logits(self, X, coef, intercept):
         if X.shape[1] != coef.shape[1]:
             raise ValueError(f"coef_ has shape {coef.shape}, but X has {X.shape[1]} features")
+        with np.errstate(over="ignore", invalid="ignore"), single_threaded_blas():
+            Z = self._plain_logits(X, coef, intercept)
+            limit = np.finfo(Z.dtype).max / 2  # no difference of two logits overflows
+            if -limit <= Z.min() and Z.max() <= limit:
+                return Z
+            # a NaN or infinity in X or in the weights is one in Z: only then is it worth a pass over them
+            for values, name in ((X, "X"), (coef, "coef_"), (intercept, "intercept_")):
+                assert_all_finite(values, estimator_name=type(self).__name__, input_name=name)
+            rows = np.flatnonzero(~(np.abs(Z) <= limit).all(axis=1))
+            for block in np.array_split(rows, -(-len(rows) // 1024)):  # the copies in float64 stay small
+                Z[block] = saturated_logits(X[block], coef, intercept, float(limit))
+        return Z
+
+    def _plain_logits(self, X, coef, intercept):
         if issparse(coef):
-            return np.ascontiguousarray(safe_sparse_dot(X, coef.T, dense_output=True) + intercept, X.dtype)
+            Z = safe_sparse_dot(X, coef.T.astype(X.dtype, copy=False), dense_output=True) + intercept
+            return np.ascontiguousarray(Z, X.dtype)
         Z = np.empty((X.shape[0], len(coef)), X.dtype)
         n_threads = effective_n_threads(self.n_jobs)
         W = np.empty((len(coef), X.shape[1] + 1), X.dtype, order="F" if issparse(X) else "C")
@@ -118,10 +166,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         if issparse(X):
             _core.csr_logits(X.data, X.indices, X.indptr, None, W.T, X.shape[1], Z, n_threads)
         else:
-            with single_threaded_blas():
-                _core.dense_logits(X, None, W, Z, n_threads)
-        if not np.isfinite(Z).all():  # a NaN or infinity in X is one here: only then is it worth a pass over X
-            assert_all_finite(X, estimator_name=type(self).__name__, input_name="X")
+            _core.dense_logits(X, None, W, Z, n_threads)
         return Z
 
     def _through(self, kernel, X):
@@ -138,3 +183,24 @@ def _floats(values, name):
         return values if values.dtype in FLOATS else values.astype(np.float64, casting="same_kind")
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array of real numbers: {error}") from error
+
+
+def saturated_logits(X, coef, intercept, limit):
+    """Logits of rows of X that overflow, within [-limit, limit], as float64 (n, rows of coef).
+
+    They are computed from X and coef divided by powers of two: no sum overflows, and infinities do not cancel to NaN.
+    Where there are several classes, each row is then shifted by one number, which softmax does not see, so that its
+    largest logit fits in; what is still below -limit is -limit.
+    """
+    largest = abs(X).max(axis=1)
+    largest = largest.toarray().ravel() if issparse(largest) else largest
+    of_row, of_coef = np.maximum(np.frexp(largest)[1], 0), max(np.frexp(abs(coef).max())[1], 0)
+    scale, exponent = np.ldexp(1.0, -of_row)[:, None], (of_row + of_coef)[:, None]
+    X = X.multiply(scale).tocsr() if issparse(X) else X * scale
+    coef = coef.astype(np.float64) * np.ldexp(1.0, -of_coef)
+    Z = safe_sparse_dot(X, coef.T, dense_output=True)
+    Z += np.ldexp(intercept.astype(np.float64), -exponent)
+    edge, top = np.ldexp(limit, -exponent), Z.max(axis=1, keepdims=True)
+    lowest_top = -edge if Z.shape[1] == 1 else -edge / 2  # room for the other classes below it
+    Z = np.maximum(Z - top + np.clip(top, lowest_top, edge), -edge)
+    return np.ldexp(Z, exponent)

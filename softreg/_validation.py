@@ -18,14 +18,17 @@ def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
     """X as the kernels take it, codes or targets, and the classes."""
     if min_rows == 0 and np.shape(y)[:1] == (0,):
         y = []  # whatever the width of no targets
-    soft = (shape := np.asarray(y).shape)[1:] > (1,) and len(shape) == 2
+    soft = are_distributions(y)
     X, y = validate_data(
         estimator, X, y, accept_sparse="csr", accept_large_sparse=True, dtype=FLOATS, multi_output=soft, reset=first,
         ensure_min_samples=min_rows,
     )  # fmt: skip
     X = ensure_row_major(X)
     if soft:
-        _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
+        try:
+            _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
+        except ValueError as error:
+            raise ValueError(f"y is 2-D, so its rows are read as probabilities of the classes: {error}") from error
         found = np.arange(y.shape[1])
         check_classes(found, classes)
         return X, None, np.ascontiguousarray(targets), found
@@ -46,6 +49,12 @@ def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
     return X, codes.astype(np.intp, copy=False), None, known
 
 
+def are_distributions(y):
+    """Whether y has two dimensions and more than one column: its rows are then read as probabilities."""
+    shape = np.asarray(y).shape
+    return len(shape) == 2 and shape[1] > 1
+
+
 def check_classes(known, classes):
     """`classes`, if given, are those that are known."""
     if classes is not None and not np.array_equal(class_names(classes), known):
@@ -64,6 +73,14 @@ def check_row_weights(sample_weight, class_weight, X, codes, classes):
     if class_weight is not None:
         if codes is None:
             raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
+        if class_weight == "balanced" and weight is not None:
+            total = np.bincount(codes, weights=weight, minlength=len(classes))
+            if not total.all() and total.any():
+                without = classes[total == 0].tolist()
+                raise ValueError(
+                    f"sample_weight is zero in every row of class {', '.join(map(repr, without))}: "
+                    "class_weight='balanced' has nothing to balance there; leave these rows out"
+                )
         of_class = compute_class_weight(class_weight, classes=classes, y=classes[codes], sample_weight=weight)
         some = of_class[codes].any() or not len(codes)
         if not (np.isfinite(of_class).all() and (of_class >= 0).all() and some):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.utils.estimator_checks import check_classifiers_one_label_sample_weights
 from sklearn.utils.validation import check_is_fitted
 
 from softreg import SoftmaxRegression, SoftmaxRegressionCV, softmax_path
@@ -252,7 +253,8 @@ BAD_DATA = {
     "one named class": (ROWS, np.full(30, "oak"), r"class: 'oak'"),
     "negative target": (ROWS, changed(SOFT, (2, 1), -0.25), "y has -0.25 at row 2, column 1"),
     "targets under one": (ROWS, changed(SOFT, 4, [0.3, 0.3, 0.2]), "y row 4 sums to 0.8, expected 1"),
-    "two labels a row": (ROWS, np.ones((30, 2), int), "y row 0 sums to 2, expected 1"),
+    "two labels a row": (ROWS, np.ones((30, 2), int), "y is 2-D, so its rows are read as probabilities of the classes: "
+                         "Y row 0 sums to 2, expected 1"),
     "NaN in targets": (ROWS, changed(SOFT, (2, 1), np.nan), "Input y contains NaN"),
     "inf in targets": (ROWS, changed(SOFT, (2, 1), np.inf), "Input y contains infinity"),
     "targets of three axes": (ROWS, SOFT[:, :, None], "y"),
@@ -329,6 +331,39 @@ def test_class_weights(class_weight, message):
 def test_class_weights_need_classes():
     with pytest.raises(ValueError, match="class_weight needs labels in y"):
         SoftmaxRegression(class_weight={0: 1.0, 1: 1.0, 2: 1.0}).fit(ROWS, SOFT)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], ["ash", "birch", "oak"]])
+def test_a_class_without_weight_cannot_be_balanced(labels):
+    """The error is about the weights, and scikit-learn's division by zero is not heard of."""
+    named = re.escape(repr(labels[1]))
+    message = f"sample_weight is zero in every row of class {named}: class_weight='balanced'"
+    with pytest.raises(ValueError, match=message):
+        SoftmaxRegression(class_weight="balanced").fit(ROWS, np.array(labels)[LABELS], sample_weight=LABELS != 1)
+    check_classifiers_one_label_sample_weights("SoftmaxRegression", SoftmaxRegression(class_weight="balanced"))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # the loss of one class goes to zero
+@pytest.mark.parametrize("options", [{}, {"l1_ratio": 0.5}])
+def test_weights_may_leave_one_class(options):
+    X, y = ROWS, (LABELS == 1).astype(int)
+    assert SoftmaxRegression(**options).fit(X, y, sample_weight=y).predict(X).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        (30, {"validation_fraction": 0.01}),
+        (30, {"validation_fraction": 0.99}),
+        (4, {}),
+        (3, {}),
+    ],
+)
+def test_early_stopping_with_too_few_rows(rows, options):
+    model = SoftmaxRegression(early_stopping=True, **options)
+    message = f"early_stopping=True cannot hold out validation_fraction={model.validation_fraction} of {rows} rows"
+    with pytest.raises(ValueError, match=message):
+        model.fit(ROWS[:rows], np.arange(rows) % 2)
 
 
 BAD_PARAMETERS = [

@@ -962,6 +962,96 @@ def test_sparsify_and_back(classes):
     same(model.densify(), streamed)
 
 
+@both_classes
+@forms
+@pytest.mark.parametrize("labels", [np.arange(K), np.array(["ash", "birch", "oak"])], ids=["numbers", "words"])
+def test_score_takes_what_fit_takes(classes, form, labels):
+    X, y = data(classes)
+    Y = (np.eye(classes)[y] + 0.3) / (1 + 0.3 * classes)  # the most probable class is the label
+    s = weights()
+    model = SoftmaxRegression(alpha=ALPHA).fit(form(X), labels[y], sample_weight=s)
+    expected = np.average(model.predict(form(X)) == labels[y], weights=s)
+    for given in (labels[y], labels[y].tolist(), pd.Series(labels[y]), Y, Y.tolist(), pd.DataFrame(Y), pl.DataFrame(Y)):
+        assert model.score(form(X), given, sample_weight=s) == pytest.approx(expected, rel=1e-14)  # N sums
+    assert model.score(form(X), Y, 2.0) == pytest.approx(model.score(form(X), Y), rel=1e-14)
+    with pytest.raises(ValueError, match="sums to"):
+        model.score(form(X), 2 * Y)
+    with pytest.raises(ValueError, match="sample_weight"):
+        model.score(form(X), Y, -s)
+    assert np.isfinite(cross_val_score(SoftmaxRegression(alpha=ALPHA), form(X), Y)).all()
+
+
+# The limit of the softmax where logits overflow: coefficients of two features, an intercept a class, a row in units of
+# a number from which the logits of the dtype overflow, and the probabilities.
+THIRD, HALF = 1 / 3, 1 / 2
+OVERFLOWING = {
+    "one class": ([[2, 0], [1, 0], [-3, 0]], [0, 0, 0], [1, 0], [1, 0, 0]),
+    "two as large": ([[2, 0], [2, 0], [-4, 0]], [0, 0, 0], [1, 0], [HALF, HALF, 0]),
+    "two, one larger": ([[2, 0], [3, 0], [-5, 0]], [0, 0, 0], [1, 0], [0, 1, 0]),
+    "all negative": ([[-4, 0], [-3, 0], [-2, 0]], [0, 0, 0], [1, 0], [0, 0, 1]),
+    "all negative, all as large": ([[-4, 0]] * 3, [0, 0, 0], [1, 0], [THIRD] * 3),
+    "what cancels": ([[2, -2], [3, -3], [5, -5]], [0, 0, 0], [1, 1], [THIRD] * 3),
+    "what cancels, and intercepts": ([[2, -2], [3, -3], [5, -5]], np.log([0.2, 0.3, 0.5]), [1, 1], [0.2, 0.3, 0.5]),
+    "what cancels in two": ([[2, -2], [4, -3], [-3, 3]], [0, 0, 0], [1, 1], [0, 1, 0]),
+    "what cancels with less than nothing": ([[2, -2], [3, -4], [-3, 3]], [0, 0, 0], [1, 1], [HALF, 0, HALF]),
+    "no overflow, but their difference": ([[1.5, 0], [-1.5, 0], [0, 0]], [0, 0, 0], [1, 0], [1, 0, 0]),
+    "two classes": ([[4, 0]], [0], [1, 0], [0, 1]),
+    "two classes, negative": ([[-4, 0]], [0], [1, 0], [1, 0]),
+    "two classes, what cancels": ([[4, -4]], [0], [1, 1], [HALF, HALF]),
+}
+
+
+@pytest.mark.parametrize("weights", [np.asarray, sparse.csr_array], ids=["dense weights", "sparse weights"])
+@forms
+@pytest.mark.parametrize("large", ["X", "coef_"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_logits_that_overflow(name, dtype, large, form, weights):
+    coef, intercept, row, expected = OVERFLOWING[name]
+    size = dtype(2.0 ** (np.finfo(dtype).maxexp - 1))  # a power of two, half of what overflows: products are exact
+    close = {"rtol": 32 * np.finfo(dtype).eps, "atol": 0}  # scaled intercepts are subnormal: they lose some digits
+    X, coef = np.array([[0, 0], row, [0, 0]]), np.array(coef, float)
+    model = SoftmaxRegression()
+    model.coef_ = weights(coef if large == "X" else (coef / 8 * size).astype(dtype))
+    model.intercept_, model.classes_ = np.array(intercept, float), np.arange(max(len(coef), 2))
+    X = form(X.astype(dtype) * (size if large == "X" else dtype(8)))
+    P, log_P, Z = model.predict_proba(X), model.predict_log_proba(X), model.decision_function(X)
+    np.testing.assert_allclose(P[1], expected, **close)
+    assert np.isfinite(log_P).all()
+    np.testing.assert_allclose(np.exp(log_P[1]), expected, **close)
+    np.testing.assert_allclose(P[0], softmax(intercept if len(intercept) > 1 else [0, 0]), rtol=1e-6)  # as float32
+    assert P.dtype == Z.dtype == dtype
+    assert np.isfinite(Z).all()
+    assert expected[model.predict(X)[1]] == max(expected)
+    if max(expected) == 1 and len(intercept) == 1:
+        assert np.sign(Z[1]) == np.sign(coef[0, 0])
+    assert np.isfinite(model.input_gradient(X / (1 if large == "X" else 8), np.zeros(3, int))).all()
+
+
+@forms
+def test_a_row_that_overflows_leaves_the_others_alone(form):
+    """Bit for bit."""
+    X, y = data(dtype=np.float32)
+    model = SoftmaxRegression(alpha=ALPHA).fit(X, y)
+    spoiled = X.copy()
+    spoiled[7] = 3e38
+    others = np.delete(np.arange(N), 7)
+    for call in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
+        before, after = getattr(model, call)(form(X)), getattr(model, call)(form(spoiled))
+        assert np.array_equal(before[others], after[others])
+
+
+@pytest.mark.parametrize("name", ["coef_", "intercept_"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(name, value):
+    X, y = data()
+    model = SoftmaxRegression(alpha=ALPHA).fit(X, y)
+    getattr(model, name)[0] = value
+    for call in ("decision_function", "predict", "predict_proba", "predict_log_proba"):
+        with pytest.raises(ValueError, match=f"Input {name} contains"):
+            getattr(model, call)(X)
+
+
 # --- attributes put in from elsewhere -----------------------------------------------------------------------
 
 ELSEWHERE = {
@@ -1052,6 +1142,20 @@ def test_l1_makes_exact_zeros(solver, form):
     # all coefficients gone, the intercepts give each class its share
     shares = softmax(model.intercept_)
     np.testing.assert_allclose(shares, np.bincount(y) / N, atol=0.02)  # as near as tol=1e-4 puts them: g^2 <= F tol
+
+
+def test_l1_counts_single_steps():
+    X, y = data()
+    for max_iter in (1, 7, 25):
+        model = SoftmaxRegression(l1_ratio=0.5, tol=0, max_iter=max_iter, verbose=0)
+        with pytest.warns(ConvergenceWarning, match=f"stopped after {max_iter} iterations"):
+            model.fit(X, y)
+        assert model.n_iter_ == max_iter
+        assert {len(column) for column in model.history_.values()} == {max_iter}
+        # the loss with its penalty at every step, also where no gap was computed; N sums
+        assert model.history_["loss"][-1] == pytest.approx(objective(model, X, y), rel=1e-12)
+    assert np.flatnonzero(np.isfinite(model.history_["gap"])).tolist() == [9, 19, 24]
+    assert (model.history_["loss"][:-1] > model.history_["loss"][-1]).all()
 
 
 # --- neighbours in scikit-learn -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 
 from softreg._solvers import dual_ascent as dual
 from softreg._solvers.newton import newton
-from softreg._solvers.proximal_gradient import STRIDE, proximal_gradient
+from softreg._solvers.proximal_gradient import proximal_gradient
 from softreg._solvers.result import Options, Result, Start
 from softreg._solvers.sgd import sgd
 
@@ -32,7 +32,6 @@ class Solver:
     reads : parameters of the estimator that it reads, beside tol, max_iter and random_state
     advice : what to do about each `stopped_on` that is no success
     iteration : what an iteration is called
-    record_interval : iterations that an entry of the history stands for
     can_l1 : whether it can do l1_ratio > 0
     obstacle : function (objective) -> why the solver cannot be used on it, or None
     """
@@ -41,7 +40,6 @@ class Solver:
     reads: tuple = ()
     advice: dict = None
     iteration: str = "iteration"
-    record_interval: int = 1
     can_l1: bool = False
     obstacle: Callable = lambda objective: None
 
@@ -51,9 +49,7 @@ SOLVERS = {
     "dual": Solver(
         dual.dual_ascent, advice={"max_iter": MORE_ITERATIONS}, iteration="epoch", obstacle=dual.obstacle
     ),
-    "proximal_gradient": Solver(
-        proximal_gradient, advice={"max_iter": MORE_ITERATIONS}, record_interval=STRIDE, can_l1=True
-    ),
+    "proximal_gradient": Solver(proximal_gradient, advice={"max_iter": MORE_ITERATIONS}, can_l1=True),
     "sgd": Solver(
         sgd,
         reads=(

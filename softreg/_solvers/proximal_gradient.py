@@ -6,7 +6,7 @@ from softreg._objective import inner
 from softreg._solvers.result import Result
 from softreg._solvers.update_rules import soft_threshold
 
-STRIDE = 10  # steps that an entry of the history stands for
+CERTIFY_EVERY = 10  # steps
 STEEPEST = 1e12  # backtracking goes no further
 
 
@@ -14,14 +14,14 @@ def proximal_gradient(objective, start, options, monitor):
     """Minimise the objective from `start`, with exact zeros where l1 > 0; return the result.
 
     Features are measured in units of their own curvature, steps are found by backtracking, and momentum restarts
-    when it points uphill (O'Donoghue and Candes 2015). An iteration is one step; every `STRIDE` of them are recorded.
+    when it points uphill (O'Donoghue and Candes 2015).
 
     Parameters
     ----------
     objective : Objective
     start : Start
     options : Options
-    monitor : Monitor, called after each recorded step
+    monitor : Monitor, called after each step
 
     Returns
     -------
@@ -41,11 +41,13 @@ def proximal_gradient(objective, start, options, monitor):
         look = W + W.dtype.type(share) * (W - previous)
         previous, momentum, L = W, ahead, 0.9 * L
         result.W = W
-        if (iteration + 1) % STRIDE == 0 or iteration == options.max_iter - 1:
-            entry = result.record(value)
+        entry = result.record(value + objective.penalty_l1(W))
+        if certified := (iteration + 1) % CERTIFY_EVERY == 0 or iteration == options.max_iter - 1:
             result.certify(objective, value, gradient, options.tol)
-            if monitor(W, entry) or result.converged:
-                break
+        if monitor(W, entry) or result.converged:
+            if not certified:
+                result.certify(objective, value, gradient, options.tol)
+            break
     return result
 
 

@@ -119,6 +119,8 @@ def smallest_ritz(diagonal, off):
     """Return the smallest eigenvalue of the tridiagonal matrix of conjugate gradients; 1 before the first product."""
     if not diagonal:
         return 1.0
+    if len(diagonal) == 1:  # LAPACK as older SciPy calls it (1.11 and before) refuses that
+        return max(diagonal[0], np.finfo(float).tiny)
     smallest = eigvalsh_tridiagonal(diagonal, off[: len(diagonal) - 1], select="i", select_range=(0, 0))[0]
     return max(smallest, np.finfo(float).tiny)
 
