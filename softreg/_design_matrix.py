@@ -165,21 +165,26 @@ class DenseDesign(_Design):
             totals[0, : self.n_features] += weight[block] @ np.multiply(X, X, out=X)
         return totals
 
-    def standardized_row_lengths(self):
-        """Return the squared lengths of the rows in standardised units over their mean, (n,).
+    def standardized_row_lengths(self, share):
+        """Return the squared lengths of the rows in standardised units over their mean, (n,), for weights share (n,).
 
-        A feature that is zero but for a few rows has all of its curvature there: those rows are long.
+        A feature that is zero but for a few rows has all of its curvature there: those rows are long. Means are
+        weighted, and rows of no weight have no length.
         """
-        n, length = self.n_rows, np.ones(self.n_rows)
-        blocks = list(self.row_blocks())
-        mean = self.copy_rows(blocks[0]).mean(axis=0) if self.fit_intercept else np.zeros(1, self.dtype)
-        centred = (self.copy_rows(block) - mean for block in blocks)
-        squares = sum(np.einsum("ij,ij->j", D, D).astype(np.float64) for D in centred)
-        unit = np.sqrt(n / np.where(squares > 0, squares, np.inf)).astype(self.dtype)
+        weighted = np.flatnonzero(share)  # what rows of no weight hold must not matter, however large it is
+        blocks = [weighted[start : start + BLOCK_ROWS] for start in range(0, len(weighted), BLOCK_ROWS)]
+        first, squares = share[blocks[0]], np.zeros(self.n_features)
+        mean = first @ self.copy_rows(blocks[0]) / first.sum() if self.fit_intercept else np.zeros(1, self.dtype)
+        for block in blocks:
+            D = self.copy_rows(block) - mean
+            squares += np.einsum("i,ij,ij->j", share[block], D, D)
+        unit = np.sqrt(1 / np.where(squares > 0, squares, np.inf)).astype(self.dtype)
+        length = np.zeros(self.n_rows)
         for block in blocks:
             D = (self.copy_rows(block) - mean) * unit
             length[block] = np.einsum("ij,ij->i", D, D)
-        return length / length.mean() if length.any() else np.ones(n)
+        average = float(share @ length)
+        return length / average if average > 0 else np.ones(self.n_rows)
 
 
 class CSRDesign(_Design):
@@ -243,7 +248,7 @@ class CSRDesign(_Design):
             totals[0, : self.n_features] += weight[block] @ X.multiply(X)
         return totals
 
-    def standardized_row_lengths(self):
+    def standardized_row_lengths(self, share):
         """Return ones: standardised coordinates would fill the zeros of X."""
         return np.ones(self.n_rows)
 

@@ -10,24 +10,32 @@ H is the entropy. At the optimum Q = P attains the minimum. There is no bound wi
 
 import numpy as np
 
-from softreg._objective import inner, squared_norm
+from softreg._objective import squared_norm
+from softreg._rounding import rounding_allowance
 
 
-def optimality_gap(objective, W, value, gradient):
-    """Return a proven bound on F(W) - min F, from F(W) without l1 and its gradient; inf without any penalty.
+def lower_bound(linearization):
+    """Return a proven lower bound on min F, from the probabilities and the gradient at a point; -inf without a penalty.
 
-    It is F(W) less the bound at Q = P. With no intercept that is ||dF/dW||^2 / (2 l2) for l1 = 0.
+    At the optimum of a smooth objective the bound is min F itself. F(W) does not enter: where that is large, rounding
+    would eat what is left of a difference. The gradient of the penalty has to be taken off, and its rounding is added
+    to what remains, which lowers the bound.
     """
+    objective, W = linearization.objective, linearization.W
     if not objective.l2 and not objective.l1:
-        return np.inf
-    return max(value + objective.penalty_l1(W) - dual_bound(objective, *dual_point(objective, W, value, gradient)), 0.0)
+        return -np.inf
+    entropy, G = dual_point(linearization)
+    rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(objective.coef(W).astype(np.float64))
+    objective.coef(G)[...] += np.copysign(rounding, objective.coef(G))
+    bound = dual_bound(objective, entropy, G)
+    return bound - rounding_allowance(objective, W, linearization.value, linearization.gradient)
 
 
-def dual_point(objective, W, value, gradient):
-    """Return what `dual_bound` takes at Q = P: the mean entropy of the probabilities at W, and G of them, float64."""
-    G, coef = np.array(gradient, np.float64), np.asarray(objective.coef(W), np.float64)
-    objective.coef(G)[...] -= objective.l2 * coef
-    return value - 0.5 * objective.l2 * squared_norm(coef) - inner(G, W), G
+def dual_point(linearization):
+    """Return what `dual_bound` takes at Q = P: the mean entropy of the probabilities, and G of them, float64."""
+    objective, G = linearization.objective, np.array(linearization.gradient, np.float64)
+    objective.coef(G)[...] -= objective.l2 * objective.coef(linearization.W).astype(np.float64)
+    return linearization.entropy(), G
 
 
 def dual_bound(objective, entropy, G):

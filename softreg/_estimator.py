@@ -60,7 +60,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         The fit has converged when F - min F is at most tol * F, by a proven bound or by the estimate that
         `stopped_on_` tells of; otherwise it warns.
     batch_size : int or "auto", default="auto"
-        Rows a minibatch; "auto" is 256, or n if that is less.
+        Rows a minibatch; "auto" is 256, or n if that is less. This, `learning_rate`, `eta0`, `momentum`, `nesterov`,
+        `average` and `shuffle` are for "sgd" and `partial_fit`; the other solvers ignore them.
     learning_rate : {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}, default="auto"
         How the rate goes down from eta0. "linear" and "cosine" end at zero after max_iter epochs; "invscaling" is
         eta0 / sqrt(1 + epochs); "adaptive" divides by 5 each time the loss has not gone down by tol times itself for
@@ -374,17 +375,21 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         vars(self).update(self._fitted_attributes(objective, W, classes))
 
     def _hold_out(self, objective, random_state):
-        """Return the objective over the rows to train on, and over the held-out ones, or None."""
+        """Return the objective over the rows to train on, and over the held-out ones, or None.
+
+        Rows without weight are in neither.
+        """
         if not self.early_stopping:
             return objective, None
+        rows = np.flatnonzero(objective.shares())
         try:
             train, held_out = train_test_split(
-                np.arange(objective.n_rows), test_size=self.validation_fraction, stratify=objective.codes,
-                random_state=random_state,
+                rows, test_size=self.validation_fraction, random_state=random_state,
+                stratify=None if objective.codes is None else objective.codes[rows],
             )  # fmt: skip
         except ValueError as error:  # it names parameters of its own
             raise ValueError(
                 f"early_stopping=True cannot hold out validation_fraction={self.validation_fraction} of "
-                f"{objective.n_rows} rows, some of every class: {error}"
+                f"{len(rows)} rows with weight, some of every class: {error}"
             ) from error
         return objective.select(np.sort(train)), objective.select(np.sort(held_out))

@@ -50,9 +50,16 @@ class Objective:
         weight = self.sample_weight
         self.total_weight = float(self.n_rows if weight is None else weight.sum(dtype=np.float64))
 
-    def select(self, positions):
-        """Return the same objective as a mean over the rows at `positions` alone; nothing of X is copied."""
+    def select(self, positions, weight=None):
+        """Return the same objective as a mean over the rows at `positions` alone; nothing of X is copied.
+
+        With `weight`, one number for each of them, they have other sample weights.
+        """
         part = copy(self)
+        if weight is not None:
+            of_all = np.zeros(self.design.X.shape[0], self.dtype)
+            of_all[self.design.row_numbers(positions)] = weight
+            part._labels = (*self._labels[:2], of_all)
         part._set_design(self.design.select(positions))
         return part
 
@@ -235,14 +242,27 @@ class Linearization:
         D[: objective.n_features] += objective.l2
         return D
 
+    def entropy(self):
+        """Return the mean entropy of the probabilities, (1/S) sum_i s_i H(p_i)."""
+        objective, total = self.objective, 0.0
+        weight = objective.sample_weight
+        for block in objective.design.row_blocks():  # by blocks: they stay in the cache
+            P = self._P[block]
+            entropies = np.einsum("ij,ij->i", P, np.log(np.maximum(P, np.finfo(P.dtype).tiny)))
+            total -= float(np.sum(entropies if weight is None else entropies * weight[block], dtype=np.float64))
+        return total / objective.total_weight
+
     def _shares64(self):
         return self.objective.shares().astype(np.float64)
 
     # --- other models of the curvature at the same point ----------------------------------------------------------
 
-    def select(self, positions):
-        """Return the linearisation with the curvature of the rows at `positions` alone; value and gradient stay."""
-        part = self.objective.select(positions)
+    def select(self, positions, weight=None):
+        """Return the linearisation with the curvature of the rows at `positions` alone; value and gradient stay.
+
+        With `weight`, one number for each of them, they have other sample weights.
+        """
+        part = self.objective.select(positions, weight)
         return Linearization(part, self.W, self.value, self.gradient, self._P[positions])
 
     def damped(self, row_damping):

@@ -8,7 +8,8 @@ from scipy.linalg import lapack
 
 from softreg._class_directions import class_directions, class_gram, directional_curvature
 from softreg._preconditioners.factors import mirrored
-from softreg._preconditioners.standardized_sample import StandardizedSample, systematic_sampling
+from softreg._preconditioners.standardized_sample import StandardizedSample
+from softreg._systematic_sampling import systematic_sample
 
 BLOCK_ROWS = 4096  # rows for a block, drawn by curvature; and at least 5 a feature
 BLOCKS_SIZE = 1e7  # K p^2 up to which a block a class direction is affordable: 40 MB
@@ -39,8 +40,9 @@ class Blocks(StandardizedSample):
         return K * p * p <= BLOCKS_SIZE and objective.design.can_center
 
     def refresh(self, linearization):
-        score = np.maximum(linearization.uncertainty(), 1e-6) * (0.5 + 0.5 * self.row_lengths)
-        self._take(*systematic_sampling(score, self.order, self.size), self.size)
+        uncertain = np.maximum(linearization.uncertainty(), 1e-6)
+        score = self.objective.shares() * uncertain * (0.5 + 0.5 * self.row_lengths)
+        self._take(*systematic_sample(score, self.order, self.size), self.size)
         P = linearization.probabilities(self.picked)
         self.U = class_directions(class_gram(P, self.weight))
         curvature = directional_curvature(P, self.weight, self.U).T.astype(np.float32)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from softreg._class_directions import class_directions
+from softreg._validation import OVERFLOW
 
 
 class Diagonal:
@@ -20,6 +21,8 @@ class Diagonal:
     def refresh(self, linearization):
         U = class_directions(linearization.class_gram())
         D = linearization.curvature_diagonal(U)
+        if not np.isfinite(D).all():
+            raise FloatingPointError(OVERFLOW.format(self.objective.dtype))
         self.U, self.diagonal = U.astype(D.dtype), np.maximum(D, 1e-10 * D.max())
 
     def solve(self, G):

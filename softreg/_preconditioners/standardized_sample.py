@@ -9,19 +9,10 @@ from functools import cached_property
 
 import numpy as np
 
+from softreg._systematic_sampling import systematic_sample
+from softreg._validation import OVERFLOW
+
 CHUNK_ROWS = 1024  # rows held in float64 at a time: a whole sample of that would take more room than it is worth
-
-
-def systematic_sampling(score, order, size):
-    """Return about `size` positions in proportion to their score, sorted, and 1 over the chance of each.
-
-    Every `size`-th part of the sum of the scores, along the random `order`, takes the position that it falls on.
-    A position with a larger share than that is taken several times, and counted as often.
-    """
-    chance = score / score.sum()
-    steps = np.searchsorted(np.cumsum(chance[order]), (np.arange(size) + 0.5) / size)
-    picked, times = np.unique(order[np.minimum(steps, len(order) - 1)], return_counts=True)
-    return picked, times / chance[picked]
 
 
 class StandardizedSample:
@@ -39,7 +30,8 @@ class StandardizedSample:
         if size >= objective.n_rows:
             self._take(np.arange(objective.n_rows), np.ones(objective.n_rows))
         else:
-            self._take(*systematic_sampling(0.5 + 0.5 * self.row_lengths, order, size), size)
+            score = objective.shares() * (0.5 + 0.5 * self.row_lengths)
+            self._take(*systematic_sample(score, order, size), size)
         weight = self.weight / self.weight.sum()
         self.mean = np.zeros(objective.n_features)
         if objective.fit_intercept:
@@ -49,6 +41,8 @@ class StandardizedSample:
         constant = self.deviation <= 1e-7 * np.abs(self.mean)
         self.deviation[constant] = np.abs(self.mean[constant])
         self.deviation[self.deviation == 0] = 1.0
+        if not np.isfinite(self.deviation).all():
+            raise FloatingPointError(OVERFLOW.format(objective.dtype))
 
     def for_objective(self, objective):
         """Return the same sample for an objective that differs in its penalties alone; refresh it before use."""
@@ -59,7 +53,7 @@ class StandardizedSample:
     @cached_property
     def row_lengths(self):
         """Squared lengths of all rows in standardised units, over their mean, (n,)."""
-        return self.objective.design.standardized_row_lengths()
+        return self.objective.design.standardized_row_lengths(self.objective.shares())
 
     @property
     def penalty(self):

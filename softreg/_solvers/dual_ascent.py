@@ -112,7 +112,7 @@ class _Dual:
     def mix(self):
         """Move Q from Y, where W is zero, towards the probabilities at W: all the way where W is optimal."""
         objective, at = self.objective, self.objective.linearize(self.W)
-        entropy, G = dual_point(objective, self.W, at.value, at.gradient)
+        entropy, G = dual_point(at)
         charge = squared_norm(objective.coef(G)) + self.constant * squared_norm(self.intercepts(G))
         best = objective.l2 * max(entropy, 0.0) / charge if charge > 0 else 1.0  # of the dual, as H is concave
         share = objective.dtype.type(min(1.0, best))

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.utils.extmath import row_norms
 
+from softreg._systematic_sampling import systematic_sample
+from softreg._validation import OVERFLOW
+
 SAMPLE = 4096  # rows that tell the curvature of all; fewer where they are wide
 SAMPLE_NUMBERS = 2**21  # numbers in that sample at most
 
@@ -74,8 +77,18 @@ def units(objective, sizes):
 
 
 def rates_of(objective, sizes, curvature):
-    """Return 1 / L in units of the columns, (p,)."""
-    return (units(objective, sizes) / curvature).astype(objective.dtype)
+    """Return 1 / L in units of the columns, (p,).
+
+    Raises
+    ------
+    FloatingPointError
+        If the dtype has no such number.
+    """
+    with np.errstate(all="ignore"):
+        rates = (units(objective, sizes) / curvature).astype(objective.dtype)
+    if not (np.isfinite(rates).all() and rates.min(initial=1) >= np.finfo(rates.dtype).tiny):
+        raise FloatingPointError(OVERFLOW.format(rates.dtype))
+    return rates
 
 
 def max_curvature(objective, sizes, batch_size, momentum_gain, n_rows=None):
@@ -89,15 +102,21 @@ def max_curvature(objective, sizes, batch_size, momentum_gain, n_rows=None):
     """
     design, offset = objective.design, objective.fit_intercept
     count = min(SAMPLE, max(SAMPLE_NUMBERS // objective.n_features, 64)) if design.can_center else SAMPLE
-    positions = np.unique(np.linspace(0, objective.n_rows - 1, count).astype(np.intp))
+    if objective.sample_weight is None:
+        positions = np.unique(np.linspace(0, objective.n_rows - 1, count).astype(np.intp))
+        importance = np.ones(len(positions))
+    else:
+        order = np.arange(objective.n_rows)
+        positions, importance = systematic_sample(objective.shares(), order, min(count, objective.n_rows))
     unit = units(objective, sizes)[: objective.n_features]
     X = design.scaled_rows(positions, np.sqrt(unit).astype(objective.dtype))
     s = weights(objective)[positions]
-    share = s / (s.sum() or 1)
+    share = s * importance
+    share /= share.sum()
     n = n_rows or max(objective.n_rows, 2)
     batch = min(batch_size, n)
     alone = (row_norms(X, squared=True) + offset) * s * (objective.n_rows / objective.total_weight)
-    single = float(alone @ alone / (alone.sum() or 1))
+    single = float(importance @ alone**2 / (importance @ alone or 1))
     noise = (1 - batch / n) / (batch * (1 - 1 / n))
     whole = largest_eigenvalue(X, share, offset) if noise < 1 else 0.0
     L = 0.5 * ((1 - noise) * whole + noise * single * momentum_gain) + objective.l2 * unit.max()

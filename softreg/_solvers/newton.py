@@ -172,7 +172,7 @@ class _Newton:
 
     def certify(self):
         """Compute the proven gap."""
-        self.result.certify(self.objective, self.at.value, self.at.gradient, self.tol)
+        self.result.certify(self.at, self.tol)
 
     def is_stuck(self):
         """Return whether the model over all rows promises no more than rounding, and F did not go down."""
@@ -199,8 +199,7 @@ class _Newton:
         solution = self.solution
         unpredicted = self.decrease < 0.25 * solution.decrease or self.step_size < 1
         if unpredicted or (not solution.truncated and self.norm > 0.8 * self.norm_before):
-            size = round(2 * self.sample.share * self.objective.n_rows)
-            self.sample = RowSample(self.objective, self.order, min(size, self.objective.n_rows))
+            self.sample = self.sample.doubled()
         is_long = solution.products > LONG_SOLVE
         if isinstance(self.M, ScaledCorrelation) and is_long and Blocks.is_applicable(self.objective):
             self.M, self.since_refresh = Blocks(self.M, self.order), np.inf

@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from softreg._systematic_sampling import systematic_sample
+
 SAMPLE_WORK = 5e7  # n K p from which Hessian products over a sample of the rows pay: below, a pass takes milliseconds
 
 
 class RowSample:
-    """The first `size` rows in a random order, over which Hessian products are made.
+    """Rows over which Hessian products are made: the first of a random order, or in proportion to their weights.
 
     Attributes
     ----------
@@ -15,8 +17,20 @@ class RowSample:
     """
 
     def __init__(self, objective, order, size):
-        self.n_rows, self.order, self.share = objective.n_rows, order, size / objective.n_rows
-        self.positions = np.sort(order[:size]) if self.share < 1 else None
+        self.objective, self.order, self.size, self.share = objective, order, size, size / objective.n_rows
+        self.positions = self.weight = None
+        if self.share == 1:
+            return
+        if objective.sample_weight is None:
+            self.positions = np.sort(order[:size])
+        else:
+            shares = objective.shares()
+            self.positions, importance = systematic_sample(shares, order, size)
+            self.weight = shares[self.positions] * importance
+
+    def doubled(self):
+        """Return a sample of twice the rows, or of all."""
+        return RowSample(self.objective, self.order, min(2 * self.size, self.objective.n_rows))
 
     @classmethod
     def first(cls, objective, order):
@@ -31,7 +45,7 @@ class RowSample:
 
     def of(self, linearization):
         """Return the linearisation with the curvature of the sampled rows."""
-        return linearization if self.positions is None else linearization.select(self.positions)
+        return linearization if self.positions is None else linearization.select(self.positions, self.weight)
 
 
 class RowDamping:

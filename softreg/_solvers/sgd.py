@@ -55,7 +55,7 @@ def sgd(objective, start, options, monitor):
         last = epoch == options.max_iter - 1
         if np.isfinite(loss) and (quiet >= options.n_iter_no_change or last):
             result.passes += 1
-            result.certify(objective, *objective.value_and_gradient(result.W), options.tol)
+            result.certify(objective.linearize(result.W), options.tol)
             loss = entry["loss"]
             if name == "adaptive" and quiet >= options.n_iter_no_change and not result.converged:
                 rate, lowered = rate / 5, lowered / 5
@@ -98,7 +98,10 @@ def one_pass(objective, W, rule, order, batch_size, rates, mean=None):
 def quick_start(objective, random_state, epochs=2):
     """Return W after a few epochs from zero, for another solver to go on with."""
     W, rule, n = objective.zeros(), Momentum(0.9, True), objective.n_rows
-    rate = automatic_rate(objective, BATCH_SIZE, rule.gain)
+    try:
+        rate = automatic_rate(objective, BATCH_SIZE, rule.gain)
+    except FloatingPointError:  # of features that Newton's method can still take
+        return W
     for epoch in range(epochs):
         rates = Rates(rate, "linear", epoch * n, n, epochs)
         one_pass(objective, W, rule, random_state.permutation(n), BATCH_SIZE, rates)
