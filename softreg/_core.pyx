@@ -624,7 +624,7 @@ cdef struct Job:    # what Python asked for; void is float or double
     Py_ssize_t block, blocks    # rows that are taken at a time, and how often
     Py_ssize_t parts, size      # size: of a part's scratch
     bint backward, blas, transposed, padded, gathered
-    bint strict                 # the sum of the losses becomes NaN where an input is not finite
+    bint strict                 # the loss becomes NaN where an input is not finite
 
 
 cdef Job _job(Step step, Py_ssize_t m, Py_ssize_t K) noexcept:
@@ -1129,6 +1129,7 @@ cdef bint _batch(
     cdef Job job = _job(step, Z.shape[0], Z.shape[1])
     job.logits, job.P = _corner[floating](Z), _corner[floating](U)
     job.each, job.out = _first[floating](each), _corner[floating](out)
+    job.strict = True
     return _run[floating](&job, None, None, n_threads) == 0
 
 

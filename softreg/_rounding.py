@@ -22,8 +22,8 @@ def rounding_allowance(objective, W, loss, gradient, sizes):
 
     1. The loss of a row, log_total - fit, is made of two numbers of the dtype. log_total in [0, log K] is the log of a
        sum that is right to 3 eps (exp to 2 ulp, a compensated sum); fit >= -loss. Their mean over the rows is made in
-       float64, whose rounding vanishes beside it: 3 eps + eps (2 log K + loss). It does not shrink with n: sums that are
-       nearly one are all rounded the same way.
+       float64, whose rounding vanishes beside it: 3 eps + eps (2 log K + loss). It does not shrink with n: sums that
+       are nearly one are all rounded the same way.
     2. The computed logits Z' differ from X W^T by some (d / 16 + 6) u sum_j |w_j x_j|, as dot products run in 16 lanes.
        L is the loss at Z', <G, W> is made at X W^T: D is off by the mean of <p - y, Z' - X W^T>. |p - y|_1 is at most
        2 min(loss, 1) of its row; the size of a logit is taken from the root mean squares of the features.

@@ -19,10 +19,16 @@ def effective_n_threads(n_jobs):
     a positive number is taken as it stands; -1 is all cores, -2 all but one.
     """
     if n_jobs is None:
-        return max(1, min(_core.max_threads(), joblib.cpu_count()))
+        most = _core.max_threads()
+        return most if most == 1 else max(1, min(most, _cpu_count()))
     if n_jobs == 0:
         raise ValueError("n_jobs=0 has no meaning; use None, a positive number, or -1 for all cores")
-    return n_jobs if n_jobs > 0 else max(1, joblib.cpu_count() + 1 + n_jobs)
+    return n_jobs if n_jobs > 0 else max(1, _cpu_count() + 1 + n_jobs)
+
+
+@cache
+def _cpu_count():
+    return joblib.cpu_count()  # reading what the system allows takes longer than a small kernel
 
 
 class _BlasLimit:

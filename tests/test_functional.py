@@ -376,3 +376,14 @@ def test_check_gradient_is_not_fooled():
     assert F.check_gradient(lambda x: (x @ x, 2 * x), np.zeros(3))[0] < RIGHT  # a minimum: 0 against rounding
     assert F.check_gradient(lambda x: (0.0, 0 * x), np.ones(3)) == (0.0, (0,))
     assert np.isnan(F.check_gradient(lambda x: (np.nan, x), np.ones(3))[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_call_that_raises_leaves_out_as_it_was_where_it_is_an_input(value):
+    Z = logits()
+    Z[3, 1] = value
+    before, Y = Z.copy(), targets(False)
+    for call in (F.softmax, F.log_softmax, lambda Z, out: F.cross_entropy_grad(Z, Y, out=out)):
+        with pytest.raises(ValueError, match="Input Z contains"):
+            call(Z, out=Z)
+        assert np.array_equal(Z, before, equal_nan=True)

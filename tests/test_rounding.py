@@ -28,7 +28,7 @@ def solved(X, codes, K, l2):
 def test_a_bound_of_float32_stays_below_the_minimum(form, scale, separable):
     """At the optimum and around it; features with a mean, so that sums are long and of one sign."""
     rng, n, K, l2 = np.random.default_rng(0), 40_000, 3, 1e-3 * max(scale, 1) ** 2
-    X = (scale * (rng.normal(size=(n, 4)) + [0, 1, 5, -3])).astype(np.float32)
+    X = (scale * rng.normal([0, 1, 5, -3], size=(n, 4))).astype(np.float32)
     noise = 0 if separable else scale
     codes = (X @ rng.normal(size=(4, K)) + noise * rng.gumbel(size=(n, K))).argmax(axis=1)
     best, minimum, below = solved(X, codes, K, l2)
