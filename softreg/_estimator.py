@@ -129,9 +129,10 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     Notes
     -----
     `set_callbacks` takes `ProgressBar`, `ScoringMonitor` and others that follow `sklearn.callback`'s protocol. Each
-    epoch of SGD, each iteration and each call of `partial_fit` is a task to them. They get X and y as `fit` got them, held-out rows included, and as `fitted_estimator` what `fit` would return if it
-    ended there: before the iteration in `on_fit_task_begin`, after it in `on_fit_task_end`. Where `on_fit_task_end`
-    returns True, the fit ends there, without a warning.
+    epoch of SGD, each iteration and each call of `partial_fit` is a task to them. They get X and y as `fit` got them,
+    held-out rows included, and as `fitted_estimator` what `fit` would return if it ended there: before the iteration
+    in `on_fit_task_begin`, after it in `on_fit_task_end`. Where `on_fit_task_end` returns True, the fit ends there,
+    without a warning.
 
     References
     ----------

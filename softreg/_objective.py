@@ -189,6 +189,13 @@ class Objective:
         scale = 1 / (self.l2 * self.total_weight)
         return self.design.dual_epoch(order, W, self._labels[2], scale, constant, Q) / self.total_weight
 
+    def column_sizes(self):
+        """Return the weighted root mean square of each feature, (d,) float64; computed once."""
+        if "sizes" not in self._cache:
+            squares = self.design.squares_product(self.shares()[:, None].copy())[: self.n_features, 0]
+            self._cache["sizes"] = np.sqrt(squares.astype(np.float64))
+        return self._cache["sizes"]
+
     def class_moments(self):
         """Return (1/S) sum_i s_i Y_i [x_i 1]^T, float64, (K, p); computed once, in blocks of rows."""
         if "moments" not in self._cache:

@@ -7,7 +7,8 @@ def systematic_sample(score, order, size):
     """Return about `size` positions in proportion to their score, sorted, and 1 over the chance of each.
 
     The scores (n,) are not negative and not all zero; a position whose score is zero is never taken. Every `size`-th
-    part of the total, along `order` (n,), takes the position that it falls on. One that is taken t times counts t times.
+    part of the total, along `order` (n,), takes the position that it falls on. One that is taken t times counts t
+    times.
     """
     chance = score / score.sum()
     steps = np.searchsorted(np.cumsum(chance[order]), (np.arange(size) + 0.5) / size)

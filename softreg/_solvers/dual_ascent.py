@@ -18,6 +18,7 @@ from scipy.special import entr
 from softreg._duality import dual_bound, dual_point
 from softreg._objective import squared_norm
 from softreg._preconditioners import EXACT_SIZE
+from softreg._rounding import rounding_allowance
 from softreg._solvers.result import Result
 
 CONSTANT = 0.1  # square of the constant feature over the mean ||x||^2: 1 is slower, 0.01 meets the totals too late;
@@ -71,7 +72,7 @@ def dual_ascent(objective, start, options, monitor):
             dual.balance()
             result.passes += 1
             entry["loss"] = objective.value(dual.W)
-            result.bound(dual.bound(), tol)
+            result.bound(dual.bound(entry["loss"]), tol)
         if monitor(dual.W, entry) or result.converged:
             break
         if options.may_give_up and _is_slow(gaps, tol * abs(entry["loss"])):
@@ -158,9 +159,11 @@ class _Dual:
         self.entropy = float(share @ entr(Q).sum(axis=1))
         self.follow(objective.moments(Q - Y))
 
-    def bound(self):
-        """Return the proven lower bound on min F that Q gives."""
+    def bound(self, loss):
+        """Return the proven lower bound on min F that Q gives, where F(W) is the loss."""
         G = np.empty(self.objective.shape)
         self.objective.coef(G)[...] = -self.objective.l2 * self.objective.coef(self.W)
         self.intercepts(G)[...] = -self.objective.l2 / self.constant * self.moved
-        return dual_bound(self.objective, self.entropy, G)
+        # an error of G moves the bound along G / l2 = -W, as one of a gradient does along dF/dW / l2
+        allowance = rounding_allowance(self.objective, self.W, loss, self.objective.l2 * self.W)
+        return dual_bound(self.objective, self.entropy, G) - allowance
