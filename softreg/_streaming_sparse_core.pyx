@@ -165,9 +165,12 @@ cdef inline Py_ssize_t _measure(
     const floating* data, const index_t* indices, Py_ssize_t count, const floating* theta, Py_ssize_t K, double weight,
     double band, double* features, double* totals, floating* x, index_t* at
 ) noexcept nogil:
-    """x, at OUT = the nonzeros of a row and their features. Return how many; features and totals follow them."""
+    """x, at OUT = the nonzeros of a row and their features. Return how many; features and totals follow them.
+
+    -1 where a strength would overflow.
+    """
     cdef Py_ssize_t q, nonzeros = 0
-    cdef double size, logs = 0
+    cdef double size, strength, logs = 0
     cdef double* feature
     for q in range(count):
         if q + AHEAD < count:
@@ -180,7 +183,10 @@ cdef inline Py_ssize_t _measure(
         feature = features + NUMBERS * indices[q]
         if size > feature[1]:
             if size > band * feature[1] and feature[1] > 0:
-                feature[0] *= (size / feature[1]) * (size / feature[1])
+                strength = feature[0] * (size / feature[1]) * (size / feature[1])
+                if not isfinite(strength):
+                    return -1
+                feature[0] = strength
             feature[1] = size
         logs += log(size)
         x[nonzeros] = data[q]
@@ -266,6 +272,8 @@ cdef sr_void _learn_rows(
         count = _measure(
             data + low, indices + low, indptr[r + 1] - low, theta, K, weight, band, features, totals, x, at
         )
+        if count < 0:
+            return
         spread = sqrt(1 + totals[NONZEROS] / totals[ROWS]) / rate
         mean = exp(totals[LOGS] / totals[NONZEROS]) if totals[NONZEROS] > 0 else 1
         if intercept:

@@ -1,4 +1,4 @@
-"""The NumPy twin of `_streaming_sparse_core.pyx`: same name, same signature; it is what the tests hold the kernel against."""
+"""The NumPy twin of `_streaming_sparse_core.pyx`: same name, same signature. The tests hold the kernel against it."""
 
 import numpy as np
 
@@ -35,7 +35,8 @@ def csr_stream(
     row's own logits much. A feature that grows by more than `band` at once has learnt with a unit that was wrong:
     h_j times the square of the growth makes W_j as small as it should have been (Ross, Mineiro and Langford 2013).
 
-    A row of weight 0 and an entry of 0 change nothing. The pass ends before a row whose numbers overflow.
+    A row of weight 0 and an entry of 0 change nothing. The pass ends before a row whose numbers overflow:
+    what was learnt before it is kept, and all numbers are finite.
     """
     rows = np.arange(len(indptr) - 1) if rows is None else rows
     intercept, K = len(theta) > n_features, theta.shape[1]
@@ -46,7 +47,8 @@ def csr_stream(
         entries = slice(indptr[row], indptr[row + 1])
         x, j = data[entries].astype(np.float64), indices[entries]
         x, j = x[x != 0], j[x != 0]
-        measure(abs(x), j, s, band, features, totals)
+        if not measure(abs(x), j, s, band, features, totals):
+            return done
 
         _, _, logs, nonzeros, seen = totals
         spread = np.sqrt(1 + nonzeros / seen) / rate
@@ -55,7 +57,8 @@ def csr_stream(
         unit = spread * np.clip(mean, largest / band, largest * band)
         penalised = np.ones(len(j))
         if intercept:
-            x, j, unit, penalised = np.append(x, 1), np.append(j, n_features), np.append(unit, spread), np.append(penalised, 0)
+            x, j = np.append(x, 1), np.append(j, n_features)
+            unit, penalised = np.append(unit, spread), np.append(penalised, 0)
 
         h = features[j, 0]
         W = coefficients_of(theta[j], h, penalised * totals[0], penalised * totals[1])
@@ -81,12 +84,16 @@ def csr_stream(
 
 
 def measure(size, j, s, band, features, totals):
-    """Follow the magnitudes `size` of the features j of a row of weight s."""
+    """Follow the magnitudes `size` of the features j of a row of weight s. Return whether the strengths stay finite."""
     h, largest = features[j].T
     growth = size / np.where(largest > 0, largest, size)
-    features[j, 0] = np.where(growth > band, h * growth**2, h)
+    forgiven = np.where(growth > band, h * growth * growth, h)
+    if not np.isfinite(forgiven).all():
+        return False
+    features[j, 0] = forgiven
     features[j, 1] = np.maximum(size, largest)
     totals[2:] += s * np.log(size).sum(), s * len(j), s
+    return True
 
 
 def coefficients_of(theta, h, l2, l1):
