@@ -1,4 +1,4 @@
-"""Builds the extensions, `softreg._core` and `softreg._streaming_sparse_core`; everything else stands in pyproject.toml.
+"""Builds the extensions; everything else stands in pyproject.toml.
 
 What the compiler can do is found out by asking it: a tiny program is compiled and linked with each flag, and
 the flag stays if that worked. A wheel must run on any machine of its platform and must not change the

@@ -6,7 +6,6 @@ A row is met four times: its features are measured, its logits are summed, the s
 gradient is added. It stays in the nearest cache meanwhile, and the rows of theta are fetched from memory once.
 """
 
-from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport exp, fabs, isfinite, log, sqrt
 from libc.stdlib cimport free, malloc
 

@@ -102,7 +102,7 @@ def test_the_twin_has_the_kernels_signature():
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
 def test_l2_is_exact_against_steps_on_all_features(fit_intercept):
-    """A dense twin shrinks every coefficient in every step: W_j (h_j + L) becomes W_j (h_j + L + l2), W_j as it should."""
+    """A dense twin makes every step on every coefficient, by the first-order condition of that step alone."""
     X, y = text()
     l2, K, d = 3e-2, 3, X.shape[1]
     W, h, total = np.zeros((d + 1, K)), np.zeros(d + 1), 0.0
@@ -199,7 +199,8 @@ def test_entries_that_come_twice_are_summed():
 
 def test_a_weight_of_two_is_about_the_row_twice():
     X, y = text(2000)
-    doubled, twice = learnt(X, y, sample_weight=np.full(2000, 2.0))[0], learnt(X[np.repeat(np.arange(2000), 2)], np.repeat(y, 2))[0]
+    doubled, _ = learnt(X, y, sample_weight=np.full(2000, 2.0))
+    twice, _ = learnt(X[np.repeat(np.arange(2000), 2)], np.repeat(y, 2))
     assert np.isclose(doubled.totals, twice.totals, rtol=1e-12).all()
     # a second step is made after the first, where the residual is smaller: W agrees to a few per cent, no more
     assert np.linalg.norm(doubled.coefficients() - twice.coefficients()) < 0.1 * np.linalg.norm(twice.coefficients())
@@ -241,7 +242,7 @@ def test_a_feature_that_grows_is_forgiven():
 
 def test_a_pass_learns_and_predicts_before_it_learns():
     X, y = text(3000)
-    stream, (loss, correct) = learnt(X, y, l2=1e-4)
+    _, (loss, correct) = learnt(X, y, l2=1e-4)
     assert loss / 3000 < 0.5 * np.log(3) and correct / 3000 > 0.8
     alone = SparseStream(X.shape[1], 3)
     first = alone.learn(X[1:2], y[1:2], None, None, l2=1e-4)
@@ -326,7 +327,7 @@ def test_overflow_is_an_error_and_leaves_finite_numbers(dtype):
     X.data[-1] = np.finfo(dtype).max
     stream, _ = learnt(X[:100], y[:100])
     if dtype is np.float64:  # products of float32 numbers are made in float64, which takes them
-        with pytest.raises(FloatingPointError, match="row 99 of X.*scale the features"):
+        with pytest.raises(FloatingPointError, match=r"row 99 of X.*scale the features"):
             stream.learn(X[100:], y[100:], None, None, l2=1e-2)
     else:
         stream.learn(X[100:], y[100:], None, None, l2=1e-2)
