@@ -13,7 +13,6 @@ from softreg._streaming_sparse_reference import coefficients_of
 RATE = 2.0  # first steps, in standard deviations of a row's logits; 1 to 3 differ by .005 in accuracy
 BAND = 10.0  # features whose sizes differ by less than this keep the scale that they were given
 DAMPING = 0.1  # of steps that change the logits of their own row much; 0 is as good on text, and worse on mixed scales
-SHORTEST = 0.1  # share of the past that an epoch remembers at least
 FORMAT = 1  # of the state
 
 
@@ -86,13 +85,14 @@ class SparseStream:
         """Forget a part of the past before epoch 1, 2, ... of a fit; O(d K).
 
         Gradients of early epochs were made at coefficients that are long gone. All sums are scaled by one factor, which
-        keeps the coefficients and lengthens the steps to come. Where the number of epochs is known, little is kept at
-        first and all of it over the last two; else the share grows like a mean whose weights grow.
+        keeps the coefficients and lengthens the steps to come. The share that is kept grows; where the number of epochs
+        is known, all is kept over the last two.
         """
         if epoch == 0 or n_epochs in (1, 2):
             return
-        share = epoch**2 / (epoch**2 + 4) if n_epochs is None else (epoch / (n_epochs - 2)) ** 2
-        share = min(1.0, max(SHORTEST, share))
+        share = epoch**2 / (epoch**2 + 4)
+        if n_epochs is not None:
+            share = min(1.0, max(share, (epoch / (n_epochs - 2)) ** 2))
         self.theta *= self.theta.dtype.type(share)
         self.features[:, 0] *= share
         self.totals[:2] *= share

@@ -24,8 +24,8 @@ def csr_stream(
 
     A feature that a row does not have keeps theta_j and h_j, and its W_j changes by the totals alone: as the minimum
     with the penalty of that row added, which is what a step on all features would have computed. So the penalties are
-    exact whenever the feature is next met, and cost nothing. A row with weight s, nonzeros x and residual r = y - p makes
-    the step
+    exact whenever the feature is next met, and cost nothing. A row with weight s, nonzeros x and residual r = y - p
+    makes the step
 
         h_j     <-  h'_j = sqrt(h_j^2 + s (x_j u_j |r|)^2)
         theta_j <-  theta_j + (h'_j - h_j) W_j + t x_j r,     t = s / (1 + damping s sum_j x_j^2 / (h'_j + total l2)).
