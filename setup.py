@@ -1,4 +1,4 @@
-"""Builds the one extension, `softreg._core`; everything else stands in pyproject.toml.
+"""Builds the extensions; everything else stands in pyproject.toml.
 
 What the compiler can do is found out by asking it: a tiny program is compiled and linked with each flag, and
 the flag stays if that worked. A wheel must run on any machine of its platform and must not change the
@@ -48,16 +48,19 @@ class ProbingBuildExt(build_ext):
         openmp = chosen("SOFTREG_OPENMP", {"1": True, "0": False})
         msvc = self.compiler.compiler_type == "msvc"
 
-        (core,) = self.extensions
-        core.define_macros.append(("SR_SIMD_LEVEL", simd))
+        for extension in self.extensions:
+            extension.define_macros.append(("SR_SIMD_LEVEL", simd))
         if not msvc:  # its own defaults are right
-            core.extra_compile_args += [flag for flag in OPTIMISATION if self.accepts([flag])]
+            accepted = [flag for flag in OPTIMISATION if self.accepts([flag])]
+            for extension in self.extensions:
+                extension.extra_compile_args += accepted
         if openmp:
             pairs = OPENMP_MSVC if msvc else OPENMP
             accepted = (pair for pair in pairs if self.accepts(*pair, OPENMP_PROGRAM))
             to_compile, to_link = next(accepted, ([], []))
-            core.extra_compile_args += to_compile
-            core.extra_link_args += to_link
+            for extension in self.extensions:
+                extension.extra_compile_args += to_compile
+                extension.extra_link_args += to_link
             if not to_compile:
                 self.warn("the compiler has no OpenMP: softreg will run on one thread")
 
@@ -79,6 +82,9 @@ class ProbingBuildExt(build_ext):
 
 
 setup(
-    ext_modules=[Extension("softreg._core", ["softreg/_core.pyx"], depends=["softreg/_simd.h"])],
+    ext_modules=[
+        Extension(f"softreg.{name}", [f"softreg/{name}.pyx"], depends=["softreg/_simd.h"])
+        for name in ("_core", "_streaming_sparse_core")
+    ],
     cmdclass={"build_ext": ProbingBuildExt},
 )

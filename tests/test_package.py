@@ -97,7 +97,8 @@ def test_wheel_holds_what_runs_and_nothing_else():
     files = [file for file in DISTRIBUTION.files if "__pycache__" not in file.parts]
     assert {file.parts[0] for file in files} == {"softreg", f"softreg-{softreg.__version__}.dist-info"}
     others = {file.name for file in files if file.parts[0] == "softreg" and file.suffix != ".py"}
-    assert others == {"_core" + sysconfig.get_config_var("EXT_SUFFIX"), "_core.pyi", "py.typed"}
+    endings = (sysconfig.get_config_var("EXT_SUFFIX"), ".pyi")
+    assert others == {name + end for name in ("_core", "_streaming_sparse_core") for end in endings} | {"py.typed"}
 
 
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="the tests stand apart from the sources")
