@@ -84,7 +84,7 @@ class ProbingBuildExt(build_ext):
 setup(
     ext_modules=[
         Extension(f"softreg.{name}", [f"softreg/{name}.pyx"], depends=["softreg/_simd.h"])
-        for name in ("_core", "_streaming_sparse_core")
+        for name in ("_core", "_streaming", "_streaming_sparse_core")
     ],
     cmdclass={"build_ext": ProbingBuildExt},
 )

@@ -16,14 +16,16 @@ def penalties(alpha, l1_ratio, n_classes):
     return alpha * (1 - l1_ratio) * (2 if n_classes == 2 else 1), alpha * l1_ratio
 
 
-def fitted_coefficients(objective, W):
-    """Return `coef_` and `intercept_` that belong to W, as copies."""
-    if objective.n_classes == 2:
+def fitted_coefficients(W, fit_intercept):
+    """Return `coef_` and `intercept_` that belong to W (K, p), as copies."""
+    if len(W) == 2:
         W = W[1:] - W[:1]
-    intercept = np.array(W[:, -1]) if objective.fit_intercept else np.zeros(len(W), W.dtype)
-    if objective.n_classes > 2:
+    if not fit_intercept:
+        return np.array(W, order="C"), np.zeros(len(W), W.dtype)
+    intercept = np.array(W[:, -1])
+    if len(W) > 1:
         intercept -= intercept.mean()  # softmax leaves one constant on all intercepts free: they sum to zero here
-    return np.array(objective.coef(W), order="C"), intercept
+    return np.array(W[:, :-1], order="C"), intercept
 
 
 def solver_weights(objective, coef, intercept):

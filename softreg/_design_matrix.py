@@ -72,10 +72,14 @@ class _Design:
         for start in range(0, self.n_rows, size):
             yield slice(start, min(start + size, self.n_rows))
 
+    def dense_rows(self, positions):
+        """Return the rows at `positions` as an ndarray, which may share memory with X for a slice."""
+        X = self.copy_rows(positions)
+        return X.toarray() if issparse(X) else X
+
     def float64_rows(self, positions):
         """Return the rows at `positions` as a dense float64 copy."""
-        X = self.copy_rows(positions)
-        return (X.toarray() if issparse(X) else X).astype(np.float64)
+        return self.dense_rows(positions).astype(np.float64)
 
     def row_squared_norms(self):
         """Return ||x_i||^2 of the selected rows, (n,)."""

@@ -1,6 +1,5 @@
 """SoftmaxRegression: its parameters, and how a fit and a stream are put together."""
 
-import copy
 import numbers
 import warnings
 
@@ -17,16 +16,14 @@ from softreg._coefficients import check_start, fitted_coefficients, penalties, s
 from softreg._objective import Objective
 from softreg._prediction import LinearSoftmaxClassifier
 from softreg._solvers import SOLVERS, Options, Start, check_solver, solve, solver_names, warning_text
-from softreg._solvers.streaming import Stream, learn_batch
-from softreg._solvers.update_rules import Momentum
+from softreg._solvers.streaming import Stream, new_stream
 from softreg._threads import effective_n_threads, single_threaded_blas
 from softreg._validation import check_data, check_finite, check_row_weights, finite_or_error, restore_on_error
 
-SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}
-# What `partial_fit` cannot do: it knows neither all rows nor the end of the fit.
-NOT_IN_STREAMS = {
-    "early_stopping": (True,), "class_weight": ("balanced",), "learning_rate": ("linear", "cosine", "adaptive"),
-}  # fmt: skip
+# What `partial_fit` cannot do: it does not know all rows.
+NOT_IN_STREAMS = {"early_stopping": True, "class_weight": "balanced"}
+# What is computed from the stream when somebody asks for it: it costs d K numbers, and a batch of sparse rows far less.
+OF_THE_STREAM = ("coef_", "intercept_", "stream_history_")
 
 
 class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstimator):
@@ -59,24 +56,9 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     tol : float, default=1e-4
         The fit has converged when F - min F is at most tol * F, by a proven bound or by the estimate that
         `stopped_on_` tells of; otherwise it warns.
-    batch_size : int or "auto", default="auto"
-        Rows a minibatch; "auto" is 256, or n if that is less. This, `learning_rate`, `eta0`, `momentum`, `nesterov`,
-        `average` and `shuffle` are for "sgd" and `partial_fit`; the other solvers ignore them.
-    learning_rate : {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}, default="auto"
-        How the rate goes down from eta0. "linear" and "cosine" end at zero after max_iter epochs; "invscaling" is
-        eta0 / sqrt(1 + epochs); "adaptive" divides by 5 each time the loss has not gone down by tol times itself for
-        `n_iter_no_change` epochs, and ends the fit under eta0 / 10^6. "auto" is "linear", and in `partial_fit`, which
-        does not know the end, "invscaling". An epoch of a stream is 1,000 rows, however they come.
-    eta0 : float or "auto", default="auto"
-        The first rate. "auto" finds one for each feature, from the root mean square of its entries that are not zero,
-        and so does not depend on its unit: the largest that does not overshoot on the mean batch, by the data's
-        curvature. In a stream it is found again for each batch, from all rows so far.
-    momentum : float, default=0.9
-        Momentum of "sgd", in [0, 1).
-    nesterov : bool, default=True
-        Whether momentum looks ahead.
-    average : bool, default=False
-        Whether to keep the mean of all iterates in place of the last one; with l1, zeros of it are rare.
+    precondition : bool, default=True
+        Whether "sgd" and `partial_fit` keep the covariance of dense features, d^2 numbers, and step in its metric.
+        Without it they need more rows to get as far.
     shuffle : bool, default=True
         Whether to shuffle the rows before each epoch.
     class_weight : dict or "balanced", default=None
@@ -162,12 +144,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         "solver": [StrOptions({"auto", "newton", "dual", "proximal_gradient", "sgd"})],
         "max_iter": [Interval(numbers.Integral, 1, None, closed="left")],
         "tol": [Interval(numbers.Real, 0, None, closed="left")],
-        "batch_size": [StrOptions({"auto"}), Interval(numbers.Integral, 1, None, closed="left")],
-        "learning_rate": [StrOptions(SCHEDULES)],
-        "eta0": [StrOptions({"auto"}), Interval(numbers.Real, 0, None, closed="neither")],
-        "momentum": [Interval(numbers.Real, 0, 1, closed="left")],
-        "nesterov": ["boolean"],
-        "average": ["boolean"],
+        "precondition": ["boolean"],
         "shuffle": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "label_smoothing": [Interval(numbers.Real, 0, 1, closed="left")],
@@ -182,9 +159,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
     def __init__(
         self, *, alpha=1e-4, l1_ratio=0.0, fit_intercept=True, solver="auto", max_iter=100, tol=1e-4,
-        batch_size="auto", learning_rate="auto", eta0="auto", momentum=0.9, nesterov=True, average=False,
-        shuffle=True, class_weight=None, label_smoothing=0.0, early_stopping=False, validation_fraction=0.1,
-        n_iter_no_change=5, warm_start=False, random_state=None, n_jobs=None, verbose=0,
+        precondition=True, shuffle=True, class_weight=None, label_smoothing=0.0, early_stopping=False,
+        validation_fraction=0.1, n_iter_no_change=5, warm_start=False, random_state=None, n_jobs=None, verbose=0,
     ):  # fmt: skip
         self.alpha = alpha
         self.l1_ratio = l1_ratio
@@ -192,12 +168,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         self.solver = solver
         self.max_iter = max_iter
         self.tol = tol
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.eta0 = eta0
-        self.momentum = momentum
-        self.nesterov = nesterov
-        self.average = average
+        self.precondition = precondition
         self.shuffle = shuffle
         self.class_weight = class_weight
         self.label_smoothing = label_smoothing
@@ -299,8 +270,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         self._validate_params()
         known = hasattr(self, "coef_")
         for name, refused in NOT_IN_STREAMS.items():
-            if (value := getattr(self, name)) in refused:
-                raise ValueError(f"{name}={value!r} needs all rows or the end of the fit; partial_fit knows neither")
+            if (value := getattr(self, name)) == refused:
+                raise ValueError(f"{name}={value!r} needs all rows; partial_fit does not know them")
         if not known and classes is None:
             raise ValueError("classes must be given in the first call of partial_fit")
         callbacks = Callbacks(self, X, y, sample_weight)
@@ -308,26 +279,55 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             X, codes, targets, classes = check_data(self, X, y, classes=classes, first=not known, min_rows=0)
             objective = self._objective(X, codes, targets, classes, sample_weight)
             callbacks.start()
-            W = self._previous(objective, classes) if known else objective.zeros()
             if objective.n_rows or not known:
-                stream = self._current_stream()
-                if objective.n_rows:
-                    options = self._options(check_random_state(self.random_state))
-                    with single_threaded_blas(), finite_or_error(objective):
-                        W = learn_batch(objective, W, stream, options)
-                self._stream = stream
-                self._set_fitted_attributes(objective, W, classes)
-                self.n_iter_ = stream.calls
+                with single_threaded_blas(), finite_or_error(objective):
+                    self._learn(objective, classes)
             callbacks.finish()
         return self
 
-    def _current_stream(self):
-        """Return a copy of what the stream remembers; other settings of momentum forget the gradients so far."""
-        rule = Momentum(self.momentum, self.nesterov)
-        stream = copy.deepcopy(getattr(self, "_stream", None)) or Stream(rule)
-        if stream.rule != rule:
-            stream.rule = rule
-        return stream
+    def _learn(self, objective, classes):
+        """Learn a batch of a stream, which begins at the previous fit if there is one."""
+        stream = getattr(self, "_stream", None)
+        if stream is None:
+            stream = new_stream(objective, self.precondition)
+            if hasattr(self, "coef_"):
+                stream.start_from(self._previous(objective, classes), objective)
+        if stream.settings["fit_intercept"] != self.fit_intercept:
+            raise ValueError(f"fit_intercept={self.fit_intercept} differs from that of the stream's first batch")
+        if objective.n_rows:
+            order = np.arange(objective.n_rows)
+            if self.shuffle and objective.n_rows > 1:
+                order = check_random_state(self.random_state).permutation(objective.n_rows)
+            entry = stream.learn_batch(objective, order)
+            if self.verbose:
+                print(
+                    f"batch {stream.calls:,}  rows {entry['rows']:,}  loss {entry['loss']:<11.6g} accuracy "
+                    f"{entry['accuracy']:6.1%} of the batch before it was learnt", flush=True,
+                )  # fmt: skip
+        self._stream, self.classes_, self.n_iter_ = stream, classes, stream.calls
+        for name in OF_THE_STREAM:
+            vars(self).pop(name, None)
+
+    def __getattr__(self, name):
+        """Compute what a stream leaves until somebody asks for it."""
+        stream = vars(self).get("_stream")
+        if name not in OF_THE_STREAM or stream is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name == "stream_history_":
+            return {key: np.array(numbers) for key, numbers in stream.history.items()}
+        vars(self)["coef_"], vars(self)["intercept_"] = stream.fitted_coefficients()
+        return vars(self)[name]
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        if "_stream" in state:  # plain arrays, which any version can read
+            state = {**state, "_stream": self._stream.get_state()}
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if "_stream" in vars(self):
+            self._stream = Stream.from_state(self._stream)
 
     # --- what the solvers are given, and what they give back --------------------------------------------------------
 
@@ -369,7 +369,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
     def _fitted_attributes(self, objective, W, classes):
         """Return the attributes of an estimator fitted to W, by name."""
-        coef, intercept = fitted_coefficients(objective, W)
+        coef, intercept = fitted_coefficients(W, self.fit_intercept)
         return {"classes_": classes, "coef_": coef, "intercept_": intercept}
 
     def _set_fitted_attributes(self, objective, W, classes):

@@ -38,7 +38,8 @@ class Objective:
         self, X, codes, targets, sample_weight, n_classes, *, l2, l1=0.0, label_smoothing=0.0,
         fit_intercept=True, n_threads=1,
     ):  # fmt: skip
-        self._labels = codes, targets, sample_weight  # of all rows of X; the kernels take them with the design's rows
+        # codes, targets and weights of all rows of X; the kernels take them with the numbers of the design's rows
+        self.labels_of_all = codes, targets, sample_weight
         self.l2, self.l1, self.label_smoothing, self.n_classes = l2, l1, label_smoothing, n_classes
         self._set_design(design_matrix(X, fit_intercept=fit_intercept, n_threads=n_threads))
 
@@ -59,7 +60,7 @@ class Objective:
         if weight is not None:
             of_all = np.zeros(self.design.X.shape[0], self.dtype)
             of_all[self.design.row_numbers(positions)] = weight
-            part._labels = (*self._labels[:2], of_all)
+            part.labels_of_all = (*self.labels_of_all[:2], of_all)
         part._set_design(self.design.select(positions))
         return part
 
@@ -74,17 +75,21 @@ class Objective:
     @property
     def codes(self):
         """Class codes of the rows, (n,), or None."""
-        return self.design.of_rows(self._labels[0])
+        return self.design.of_rows(self.labels_of_all[0])
 
     @property
     def targets(self):
         """Target distributions of the rows, (n, K), or None."""
-        return self.design.of_rows(self._labels[1])
+        return self.design.of_rows(self.labels_of_all[1])
 
     @property
     def sample_weight(self):
         """Weights s of the rows, (n,), or None."""
-        return self.design.of_rows(self._labels[2])
+        return self.design.of_rows(self.labels_of_all[2])
+
+    def labels(self, positions):
+        """Return codes, targets and weights of the rows at `positions`; what there is not is None."""
+        return tuple(None if a is None else a[positions] for a in (self.codes, self.targets, self.sample_weight))
 
     def shares(self):
         """Return s / S of the rows, (n,)."""
@@ -133,7 +138,7 @@ class Objective:
         return self._loss_gradient(self.design.select(positions), W, scale, None)
 
     def _loss_gradient(self, design, W, scale, P):
-        return design.loss_gradient(W, *self._labels, self.label_smoothing, scale, self.l2, P)
+        return design.loss_gradient(W, *self.labels_of_all, self.label_smoothing, scale, self.l2, P)
 
     def linearize(self, W):
         """Return the linearisation at W."""
@@ -187,7 +192,7 @@ class Objective:
         Return (1/S) sum_i s_i H(Q_i).
         """
         scale = 1 / (self.l2 * self.total_weight)
-        return self.design.dual_epoch(order, W, self._labels[2], scale, constant, Q) / self.total_weight
+        return self.design.dual_epoch(order, W, self.labels_of_all[2], scale, constant, Q) / self.total_weight
 
     def column_sizes(self):
         """Return the weighted root mean square of each feature, (d,) float64; computed once."""
@@ -227,7 +232,7 @@ class Linearization:
         """Return the Hessian of F at W, times V: an array like W."""
         objective = self.objective
         scale = 1.0 / objective.total_weight
-        return objective.design.hessian_product(self._P, objective._labels[2], scale, objective.l2, V)
+        return objective.design.hessian_product(self._P, objective.labels_of_all[2], scale, objective.l2, V)
 
     def probabilities(self, positions):
         """Return the probabilities of the rows at `positions`, (m, K)."""

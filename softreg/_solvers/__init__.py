@@ -19,7 +19,6 @@ __all__ = ["SOLVERS", "Options", "Result", "Start", "check_solver", "solve", "so
 
 MORE_ITERATIONS = "Increase max_iter, standardise the features, or raise alpha or tol."
 MORE_DIGITS = "The digits of {dtype} are used up: scale the features, or give X as float64."
-LOWER_RATE = "The adaptive rate went down to a millionth: raise eta0 or tol, or standardise the features."
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,8 @@ SOLVERS = {
     "proximal_gradient": Solver(proximal_gradient, advice={"max_iter": MORE_ITERATIONS}, can_l1=True),
     "sgd": Solver(
         sgd,
-        reads=(
-            "batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle", "n_iter_no_change",
-        ),
-        advice={"max_iter": MORE_ITERATIONS, "rate": LOWER_RATE},
+        reads=("precondition", "shuffle", "n_iter_no_change"),
+        advice={"max_iter": MORE_ITERATIONS},
         iteration="epoch",
         can_l1=True,
     ),

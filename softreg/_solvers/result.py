@@ -31,12 +31,7 @@ class Options:
     max_iter: int
     tol: float
     random_state: np.random.RandomState
-    batch_size: int | str = "auto"
-    learning_rate: str = "auto"
-    eta0: float | str = "auto"
-    momentum: float = 0.9
-    nesterov: bool = True
-    average: bool = False
+    precondition: bool = True
     shuffle: bool = True
     n_iter_no_change: int = 5
     may_give_up: bool = False  # whether another solver follows one that is slow

@@ -1,68 +1,158 @@
-"""Minibatch gradient descent over a stream of batches, of which none comes twice."""
+"""Streams of batches, of which none comes twice: one interface to the optimisers of dense and of sparse rows.
 
-from dataclasses import dataclass
+A `Stream` chooses the optimiser by the first batch, brings later batches into its form, and keeps the record of
+progressive validation: every row is predicted before it is learnt. `sgd` goes over the same stream for several epochs.
+"""
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from softreg._solvers.learning_rates import Rates, column_sizes, max_curvature, rates_of, units, weights
-from softreg._solvers.sgd import diverged, minibatch_size, one_pass, schedule_name
-from softreg._solvers.update_rules import Mean, Momentum
+from softreg._coefficients import fitted_coefficients
+from softreg._solvers.dense_stream import KroneckerPreconditionedSGD
+from softreg._solvers.sparse_stream import SparseStream
 
-EPOCH = 1000  # rows of a stream that its schedule takes for an epoch
+FORMAT = 1  # of the state
+TRIAL_ROWS = 1000  # that tell the strengths of sparse features, where a stream begins at coefficients
+GATHERED_NUMBERS = 2**20  # of dense rows that are copied at a time, where they are visited in a random order
 
 
-@dataclass
+def new_stream(objective, precondition, planned_rows=None):
+    """Return the stream that fits the rows of an objective.
+
+    Parameters
+    ----------
+    objective : Objective
+    precondition : bool
+        Whether dense rows keep the covariance of their features, d^2 numbers.
+    planned_rows : int or None
+        Rows of all epochs together, where the end is known.
+    """
+    settings = {
+        "kind": "dense" if objective.design.can_center else "csr", "n_classes": objective.n_classes,
+        "n_features": objective.n_features, "fit_intercept": bool(objective.fit_intercept),
+        "dtype": objective.dtype.name, "precondition": bool(precondition), "has_l1": objective.l1 > 0,
+        "planned_rows": planned_rows,
+    }  # fmt: skip
+    return Stream(settings)
+
+
 class Stream:
-    """What a stream of batches has to remember between them."""
+    """An optimiser that learns batch by batch, and what it scored on each before it learnt it.
 
-    rule: Momentum
-    rows: int = 0
-    calls: int = 0
-    totals: np.ndarray | float = 0.0  # of the columns, see `column_totals` of a design
-    curvature: float = 0.0  # mean of the batches' `max_curvature`
-    W: np.ndarray | None = None  # the last iterate, where its mean is what is kept
-    mean: Mean | None = None
+    Attributes
+    ----------
+    settings : dict of numbers and strings, fixed at the first batch
+    calls, rows : int, batches and rows so far
+    history : dict of lists with an entry for each batch: rows so far, and loss and accuracy of the batch
+    """
 
-    def automatic_rate(self, objective, W, batch_size):
-        """Return the rate of each column for the rows seen so far, lowered where those in hand are steeper.
+    def __init__(self, settings):
+        self.settings, self.calls, self.rows = settings, 0, 0
+        self.history = {"rows": [], "loss": [], "accuracy": []}
+        K, d, dtype = settings["n_classes"], settings["n_features"], np.dtype(settings["dtype"])
+        if settings["kind"] == "csr":
+            self.optimizer = SparseStream(d, K, settings["fit_intercept"], dtype)
+        else:
+            self.optimizer = KroneckerPreconditionedSGD(
+                K, d, l2=0.0, l1=float(settings["has_l1"]), fit_intercept=settings["fit_intercept"], dtype=dtype,
+                precondition=settings["precondition"], planned_rows=settings["planned_rows"],
+            )  # fmt: skip
 
-        The largest eigenvalue of a mean is at most the mean of the largest eigenvalues: a mean over batches is safe
-        for all of their rows, and does not remember for ever that the first of them was a single row. Where a feature
-        turns out to be larger than it was, what it has learned came in steps that were too long, and is shortened as
-        they should have been (Ross, Mineiro and Langford 2013, algorithm 1): W and the mean change in place.
-        """
-        before = column_sizes(self.totals) if self.rows else np.zeros(objective.shape[1])
-        self.totals = self.totals + objective.design.column_totals(weights(objective))
-        sizes = column_sizes(self.totals)
-        shorter = np.minimum(units(objective, sizes) / units(objective, before), 1)
-        for learned in (W, self.mean.W) if self.mean else (W,):
-            learned *= np.where(before > 0, shorter, 1).astype(W.dtype)
-        own = max_curvature(objective, sizes, batch_size, self.rule.gain, n_rows=np.inf)
-        self.curvature += (own - self.curvature) * objective.n_rows / (self.rows + objective.n_rows)
-        return rates_of(objective, sizes, max(own, self.curvature))
+    # --- learning -------------------------------------------------------------------------------------------------
+
+    def learn_batch(self, objective, order):
+        """Learn the rows of a batch in the given order, and add the batch to the history."""
+        weight = objective.total_weight
+        loss, correct = self.learn(objective, order)
+        self.calls += 1
+        self.rows += objective.n_rows
+        entry = {"rows": self.rows, "loss": loss / weight, "accuracy": correct / weight}
+        for name, number in entry.items():
+            self.history[name].append(number)
+        return entry
+
+    def learn(self, objective, order):
+        """Learn the rows at positions `order`; return the weighted sums of losses and of correct predictions before."""
+        penalties = {"l2": objective.l2, "l1": objective.l1, "label_smoothing": objective.label_smoothing}
+        if self.settings["kind"] == "csr":
+            return self._learn_sparse(objective, order, penalties)
+        vars(self.optimizer).update(penalties)
+        size = max(1, GATHERED_NUMBERS // max(objective.n_features, 1))
+        loss = correct = 0.0
+        for start in range(0, len(order), size):
+            at = _as_slice(order[start : start + size])
+            X, labels = objective.design.dense_rows(at), objective.labels(at)
+            part_loss, part_correct = self.optimizer.learn(*_in_dtype(self.optimizer.dtype, X, *labels))
+            loss, correct = loss + part_loss, correct + part_correct
+        return loss, correct
+
+    def _learn_sparse(self, objective, order, penalties):
+        if objective.design.can_center:  # a dense batch of a sparse stream
+            X = csr_array(objective.design.dense_rows(order))
+            return self.optimizer.learn(X, *objective.labels(order), **penalties)
+        X, labels = objective.design.X, objective.labels_of_all
+        return self.optimizer.learn(X, *labels, rows=objective.design.row_numbers(order), **penalties)
+
+    def begin_epoch(self, epoch, n_epochs):
+        """Begin epoch 0, 1, ... of a fit of `n_epochs`."""
+        if self.settings["kind"] == "csr":
+            self.optimizer.begin_epoch(epoch, n_epochs)
+
+    def finish(self):
+        """End a fit: learn the rows that wait for a step."""
+        if self.settings["kind"] == "dense":
+            self.optimizer.finish()
+
+    # --- coefficients ---------------------------------------------------------------------------------------------
+
+    def coefficients(self, design):
+        """Return W (K, p), to predict with, as an array like W of this design; O(K p)."""
+        return design.arranged(self.optimizer.coefficients())
+
+    def fitted_coefficients(self):
+        """Return `coef_` and `intercept_`; O(K p)."""
+        W = self.optimizer.coefficients().astype(self.settings["dtype"], copy=False)
+        return fitted_coefficients(W, self.settings["fit_intercept"])
+
+    def start_from(self, W, objective):
+        """Begin at W (K, p), before the first row; the objective's rows tell the size of the first steps."""
+        if self.settings["kind"] == "dense":
+            self.optimizer.start_from(W)
+            return
+        trial = Stream(self.settings)
+        trial.learn(objective, np.arange(min(objective.n_rows, TRIAL_ROWS)))
+        self.optimizer = trial.optimizer
+        self.optimizer.start_from(W)
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def get_state(self):
+        """Return all of it as a dict of plain arrays, numbers and strings."""
+        state = {"format": FORMAT, "settings": self.settings, "calls": self.calls, "rows": self.rows}
+        state["history"] = {name: np.array(numbers) for name, numbers in self.history.items()}
+        return state | {"optimizer": self.optimizer.get_state()}
+
+    @classmethod
+    def from_state(cls, state):
+        """Return the stream that `get_state` described; it goes on bit for bit."""
+        if state["format"] != FORMAT:
+            raise ValueError(f"the stream has format {state['format']}; this version of softreg reads {FORMAT}")
+        stream = cls(state["settings"])
+        stream.calls, stream.rows = state["calls"], state["rows"]
+        stream.history = {name: numbers.tolist() for name, numbers in state["history"].items()}
+        stream.optimizer.set_state(state["optimizer"])
+        return stream
 
 
-def learn_batch(objective, W, stream, options):
-    """Go once over the rows of a batch from W; return what to predict with. W and the stream change in place."""
-    n = objective.n_rows
-    order = options.random_state.permutation(n) if options.shuffle else np.arange(n)
-    batch_size = minibatch_size(options.batch_size, n)
-    if stream.mean is not None:
-        W[...] = stream.W
-    eta0, auto = options.eta0, options.eta0 == "auto"
-    if auto:
-        eta0 = stream.automatic_rate(objective, W, batch_size)
-    if options.average:
-        mean = stream.mean or Mean(objective.zeros())
-        stream.mean = Mean(mean.W.astype(objective.dtype, copy=False), mean.steps)
-    else:
-        stream.mean = None
-    rates = Rates(eta0, schedule_name(options.learning_rate, "invscaling"), stream.rows, EPOCH)
-    losses = one_pass(objective, W, stream.rule, order, batch_size, rates, stream.mean)
-    stream.rows += n
-    stream.calls += 1
-    if not np.isfinite(losses):
-        raise diverged(losses, stream.calls - 1, eta0, auto)
-    if options.average:
-        stream.W, W = W, stream.mean.W
-    return W
+def _as_slice(positions):
+    """Return consecutive positions as a slice, which reads rows where they stand; others as they are."""
+    first, count = positions[0], len(positions)
+    if positions[-1] - first == count - 1 and np.array_equal(positions, np.arange(first, first + count)):
+        return slice(int(first), int(first) + count)
+    return positions
+
+
+def _in_dtype(dtype, X, codes, targets, weight):
+    """Return the arrays with all floats in this dtype: that of the first batch of a stream."""
+    targets, weight = (None if a is None else a.astype(dtype, copy=False) for a in (targets, weight))
+    return X.astype(dtype, copy=False), codes, targets, weight

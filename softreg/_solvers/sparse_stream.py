@@ -108,6 +108,16 @@ class SparseStream:
         l2, l1 = (penalised * total for total in self.totals[:2])
         return coefficients_of(self.theta[j], self.features[j, 0], l2, l1).T.astype(self.theta.dtype, copy=False)
 
+    def start_from(self, W):
+        """Begin at coefficients W (K, p), with the strengths that the rows so far have given, and forget the rest.
+
+        Features that have not come get the mean strength of the others.
+        """
+        strength = self.features[:, 0]
+        strength[strength == 0] = strength[strength > 0].mean() if strength.any() else 1.0
+        self.totals[:2] = 0
+        self.adopt(W)
+
     def adopt(self, W):
         """Go on from coefficients W (K, p), with the strengths that the rows so far have given; O(d K)."""
         penalised = (np.arange(len(self.theta)) < self.n_features)[:, None]
