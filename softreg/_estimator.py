@@ -292,6 +292,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             stream = new_stream(objective, self.precondition)
             if hasattr(self, "coef_"):
                 stream.start_from(self._previous(objective, classes), objective)
+        if stream.settings["n_classes"] != len(classes):
+            raise ValueError(f"y has {len(classes)} columns; the stream has {stream.settings['n_classes']} classes")
         if stream.settings["fit_intercept"] != self.fit_intercept:
             raise ValueError(f"fit_intercept={self.fit_intercept} differs from that of the stream's first batch")
         if objective.n_rows:

@@ -232,7 +232,7 @@ RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(30, 4))
 LABELS = np.arange(30) % 3
 SOFT = np.full((30, 3), 1 / 3)
-SGD = {"solver": "sgd", "eta0": 0.1, "batch_size": 8, "max_iter": 2, "random_state": 0}
+SGD = {"solver": "sgd", "max_iter": 2, "random_state": 0}
 
 BAD_DATA = {
     "NaN": (changed(ROWS, (3, 1), np.nan), LABELS, "Input X contains NaN"),
@@ -373,12 +373,7 @@ BAD_PARAMETERS = [
     *(("solver", v) for v in ("adamw", "SGD", None)),
     *(("max_iter", v) for v in (0, -1, 1.5, None)),
     *(("tol", v) for v in (-1e-9, np.nan, None)),
-    *(("batch_size", v) for v in (0, -1, 2.5, "all", None)),
-    *(("learning_rate", v) for v in ("optimal", 0.1, None)),
-    *(("eta0", v) for v in (0, -0.1, "high", None, np.nan)),
-    *(("momentum", v) for v in (-0.1, 1.0, None)),
-    *(("nesterov", v) for v in ("yes", None)),
-    *(("average", v) for v in ("yes", 10, None)),
+    *(("precondition", v) for v in ("yes", None)),
     *(("shuffle", v) for v in ("yes", None)),
     *(("class_weight", v) for v in ("even", [1, 1, 1])),
     *(("label_smoothing", v) for v in (-0.1, 1.0, np.nan, None)),
@@ -415,22 +410,11 @@ def test_no_such_parameter():
 
 
 @pytest.mark.parametrize("solver", ["auto", "newton", "proximal_gradient"])
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("batch_size", 32),
-        ("learning_rate", "cosine"),
-        ("eta0", 0.1),
-        ("momentum", 0.5),
-        ("nesterov", False),
-        ("average", True),
-        ("shuffle", False),
-    ],
-)
-def test_parameters_the_solver_has_no_use_for(solver, name, value):
-    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} is for solver='sgd'")) as caught:
-        SoftmaxRegression(solver=solver, **{name: value}).fit(ROWS, LABELS)
-    assert f"solver={solver!r}" in str(caught.value)
+@pytest.mark.parametrize(("name", "value"), [("precondition", False), ("shuffle", False), ("n_iter_no_change", 2)])
+def test_parameters_of_another_solver_are_ignored(solver, name, value):
+    """Grids over `solver` are then no error; as everywhere in scikit-learn."""
+    model, other = SoftmaxRegression(solver=solver), SoftmaxRegression(solver=solver, **{name: value})
+    assert np.array_equal(model.fit(ROWS, LABELS).coef_, other.fit(ROWS, LABELS).coef_)
 
 
 SPARSE = sparse.csr_array(ROWS)
@@ -513,16 +497,6 @@ def test_streams_cannot_balance_classes():
         SoftmaxRegression(**SGD, class_weight="balanced").partial_fit(ROWS, LABELS, classes=[0, 1, 2])
 
 
-def test_streams_average_or_say_that_they_do_not():
-    plain = SoftmaxRegression(**SGD).partial_fit(ROWS, LABELS, classes=[0, 1, 2])
-    try:
-        averaged = SoftmaxRegression(**SGD, average=True).partial_fit(ROWS, LABELS, classes=[0, 1, 2])
-    except ValueError as error:
-        assert "average=True" in str(error)
-    else:
-        assert not np.array_equal(plain.coef_, averaged.coef_)
-
-
 # --- warm starts, prediction ------------------------------------------------------------------------------
 
 
@@ -599,7 +573,7 @@ ERRORS = {
     "weights of other rows": ({}, (ROWS[:, :3], LABELS), {"sample_weight": np.zeros(30)}),
     "n_jobs": ({"n_jobs": 0}, (ROWS, LABELS), {}),
     "class_weight": ({"class_weight": {9: 1}}, (ROWS[:, :3], LABELS), {}),
-    "divergence": ({"solver": "sgd", "eta0": 1e30, "alpha": 1.0, "max_iter": 50}, (ROWS[:, :3], LABELS), {}),
+    "overflow": ({}, (ROWS[:, :3] * 1e200, LABELS), {}),
     "nothing to hold out": ({"early_stopping": True, "validation_fraction": 0.01}, (ROWS[:, :3], LABELS), {}),
 }
 
@@ -639,11 +613,13 @@ def test_far_out_is_an_error_or_an_answer(solver, size, dtype, form):
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(form(X), LABELS)
     except (ValueError, FloatingPointError) as error:
-        assert re.search(r"X|scale|features|eta0", str(error))  # it names what is too large
+        assert re.search(r"X|scale|features", str(error))  # it names what is too large
         return
     assert np.isfinite(model.coef_).all()
     assert np.isfinite(model.intercept_).all()
     assert np.isfinite(model.predict_log_proba(form(X))).all()
     mean = -model.predict_log_proba(form(X))[np.arange(30), LABELS].mean(dtype=float)
-    # no model at all may be the optimum: then within tol of it, or the rounding of a mean of logarithms
-    assert mean <= np.log(3) * (1 + (model.tol if model.stopped_on_ == "gap" else 1e-6))
+    # no model at all may be the optimum: then within tol of it, or the rounding of a mean of logarithms; the intercepts
+    # of sgd are a mean over 600 noisy steps
+    allowed = 1e-3 if solver == "sgd" else model.tol if model.stopped_on_ == "gap" else 1e-6
+    assert mean <= np.log(3) * (1 + allowed)

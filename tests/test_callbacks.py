@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from softreg import SoftmaxRegression
-from softreg._monitor import duration
+from softreg._callbacks import duration
 
 # All solvers; max_iter so that none has converged before the third record.
 SOLVERS = {

@@ -1,5 +1,6 @@
 """partial_fit over batches of any size and scale; data on disk that do not fit in memory."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -43,61 +44,118 @@ def same(a, b, rtol=0.0):
 
 
 @forms
-@pytest.mark.parametrize("average", [False, True])
-@pytest.mark.parametrize("learning_rate", ["constant", "invscaling", "auto"])
-def test_calls_do_not_matter_but_rows(form, average, learning_rate):
-    """One call with minibatches of 8 in order, and calls of 8, 16 and 216 rows, are the same steps: velocity, mean
-    and schedule go on. The intercepts are centred in each call, some roundings that no gradient sees."""
+@pytest.mark.parametrize("soft", [False, True])
+def test_how_a_stream_is_cut_does_not_matter(form, soft):
+    """Steps depend on the rows alone: one call, one row a call and anything between are the same to the last bit."""
     X, y = data()
-    options = {"average": average, "learning_rate": learning_rate, "eta0": 0.1, "batch_size": 8}
-    model = SoftmaxRegression(**options, shuffle=False)
-    whole = streamed(clone(model), form(X), y, [N])
-    parts = streamed(clone(model), form(X), y, [8, 16, 216])
-    same(whole, parts, rtol=1e-9)  # centred intercepts, and roundings that 30 steps carry on
-    assert (whole.n_iter_, parts.n_iter_) == (1, 3)
+    y = np.eye(K)[y] * 0.8 + 0.2 / K if soft else y
+    models = []
+    for sizes in ([N], [8, 16, 216], [1] * N):
+        model = SoftmaxRegression(shuffle=False)
+        for part in np.split(np.arange(N), np.cumsum(sizes)[:-1]):
+            model.partial_fit(form(X[part]), y[part], classes=np.arange(K))
+        models.append(model)
+    same(models[0], models[1])
+    same(models[0], models[2])
+    assert [model.n_iter_ for model in models] == [1, 3, N]
 
 
-def test_rate_falls_with_the_rows():
-    """By 1 / sqrt(1 + rows / 1000): a first row moves W by eta0 times the gradient, and the same row after
-    3,000 rows of no weight in the loss (X = 0, no intercept, no penalty) by half of that."""
-    model = SoftmaxRegression(solver="sgd", momentum=0.0, eta0=0.1, alpha=0, fit_intercept=False)
-    row, label = np.array([[1.0]]), np.array([1])
-    first = clone(model).partial_fit(row, label, classes=[0, 1]).coef_
-    late = clone(model).partial_fit(np.zeros((3000, 1)), np.ones(3000, int), classes=[0, 1])
-    np.testing.assert_allclose(late.partial_fit(row, label).coef_, first / 2, rtol=1e-12)
-
-
-@pytest.mark.parametrize("average", [False, True])
-def test_pickled_in_between(average):
+@forms
+@pytest.mark.parametrize("copied", [lambda model: pickle.loads(pickle.dumps(model)), copy.deepcopy])
+def test_goes_on_bit_for_bit(form, copied):
     X, y = data()
-    model = SoftmaxRegression(average=average, random_state=0)
-    model.partial_fit(X[:100], y[:100], classes=np.arange(K))
-    copied = pickle.loads(pickle.dumps(model))
-    same(model.partial_fit(X[100:], y[100:]), copied.partial_fit(X[100:], y[100:]))
+    model = SoftmaxRegression(random_state=0)
+    model.partial_fit(form(X[:100]), y[:100], classes=np.arange(K))
+    other = copied(model)
+    same(model.partial_fit(form(X[100:]), y[100:]), other.partial_fit(form(X[100:]), y[100:]))
+    assert np.array_equal(model.stream_history_["loss"], other.stream_history_["loss"])
     assert not hasattr(clone(model), "coef_")
 
 
-def test_parameters_set_in_between_count():
+@forms
+def test_the_state_in_a_pickle_is_plain(form):
+    """Arrays, numbers and strings, which a later version can read whatever its classes are called."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return all(isinstance(key, str) and plain(item) for key, item in value.items())
+        return value is None or isinstance(value, (bool, int, float, str, np.ndarray, np.number))
+
     X, y = data()
-    model = SoftmaxRegression(solver="sgd", eta0=0.1, random_state=0).partial_fit(X, y, classes=np.arange(K))
-    copies = [pickle.loads(pickle.dumps(model)) for _ in range(4)]
-    for other, change in zip(copies, [{}, {"eta0": 0.01}, {"momentum": 0.0}, {"nesterov": False}], strict=True):
-        other.set_params(**change).partial_fit(X, y)
-    assert len({other.coef_.tobytes() for other in copies}) == 4
+    state = SoftmaxRegression().partial_fit(form(X), y, classes=np.arange(K)).__getstate__()
+    assert plain(state["_stream"])
 
 
-def test_averages_the_iterates_of_all_calls():
-    """One row a call: the mean of W over the calls is the mean of what the same stream without average goes through."""
+@forms
+def test_a_state_of_another_format_is_refused(form):
     X, y = data()
-    options = {"solver": "sgd", "eta0": 0.1}
-    last, met = SoftmaxRegression(**options), []
-    mean = SoftmaxRegression(**options, average=True)
-    for i in range(40):
-        met.append(last.partial_fit(X[i : i + 1], y[i : i + 1], classes=np.arange(K)).coef_)
-        mean.partial_fit(X[i : i + 1], y[i : i + 1], classes=np.arange(K))
-    np.testing.assert_allclose(mean.coef_, np.mean(met, axis=0), rtol=1e-12, atol=1e-13)  # 40 roundings
-    # without it the stream goes on from the mean, the only coefficients there are
-    assert np.isfinite(mean.set_params(average=False).partial_fit(X, y).coef_).all()
+    state = SoftmaxRegression().partial_fit(form(X), y, classes=np.arange(K)).__getstate__()
+    state["_stream"]["format"] = 99
+    with pytest.raises(ValueError, match="format 99"):
+        SoftmaxRegression().__setstate__(state)
+
+
+@forms
+def test_parameters_set_in_between_count(form):
+    X, y = data()
+    model = SoftmaxRegression(random_state=0).partial_fit(form(X), y, classes=np.arange(K))
+    copies = [copy.deepcopy(model) for _ in range(3)]
+    for other, change in zip(copies, [{}, {"alpha": 0.1}, {"label_smoothing": 0.3}], strict=True):
+        other.set_params(**change).partial_fit(form(X), y)
+    assert len({other.coef_.tobytes() for other in copies}) == 3
+    with pytest.raises(ValueError, match="fit_intercept=False differs"):
+        model.set_params(fit_intercept=False).partial_fit(form(X), y)
+
+
+@forms
+def test_a_stream_goes_on_from_a_fit(form):
+    """A few rows do not undo what a fit has learnt: the loss stays within 5 % of the optimum's."""
+    X, y = data()
+    model = SoftmaxRegression(alpha=1e-2, random_state=0).fit(form(X), y)
+    before = log_loss(y, model.predict_proba(form(X)))
+    model.partial_fit(form(X[:20]), y[:20])
+    assert log_loss(y, model.predict_proba(form(X))) < 1.05 * before
+    assert not hasattr(model.fit(form(X), y), "stream_history_")
+
+
+# --- progressive validation ---------------------------------------------------------------------------------
+
+
+@forms
+@pytest.mark.parametrize("weighted", [False, True])
+def test_history_is_what_was_predicted_before(form, weighted):
+    """One row a call: its loss and accuracy are those of the model as it stood. Sums of 5 products, in another order:
+    some roundings."""
+    X, y = data()
+    s = np.random.default_rng(1).integers(1, 4, N).astype(float) if weighted else None
+    model, losses, right = SoftmaxRegression(), [], []
+    for i in range(60):
+        row, label = form(X[i : i + 1]), y[i : i + 1]
+        model.partial_fit(row[:0], label[:0], classes=np.arange(K))
+        losses.append(log_loss(label, model.predict_proba(row), labels=np.arange(K)))
+        right.append(model.predict(row)[0] == label[0])
+        model.partial_fit(row, label, sample_weight=None if s is None else s[i : i + 1])
+    history = model.stream_history_
+    np.testing.assert_allclose(history["loss"], losses, rtol=1e-9, atol=1e-12)
+    assert np.array_equal(history["accuracy"][1:], right[1:])  # the first row meets a tie
+    assert np.array_equal(history["rows"], np.arange(1, 61))
+
+
+def test_history_is_weighted_by_rows():
+    X, y = data()
+    s = np.zeros(N)
+    s[:40] = 1
+    model = SoftmaxRegression(shuffle=False).partial_fit(X[:40], y[:40], classes=np.arange(K))
+    weighted = SoftmaxRegression(shuffle=False).partial_fit(X, y, classes=np.arange(K), sample_weight=s)
+    assert weighted.stream_history_["loss"] == pytest.approx(model.stream_history_["loss"], rel=1e-12)  # 40 additions
+    assert weighted.stream_history_["accuracy"] == pytest.approx(model.stream_history_["accuracy"], rel=1e-12)
+
+
+def test_verbose_prints_a_line_a_batch(capsys):
+    X, y = data()
+    streamed(SoftmaxRegression(verbose=1), X, y, [100, 140])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[1].startswith("batch 2  rows 240  loss") and "accuracy" in lines[1]
 
 
 # --- batches of every kind ----------------------------------------------------------------------------------
@@ -105,7 +163,7 @@ def test_averages_the_iterates_of_all_calls():
 
 @forms
 @pytest.mark.parametrize("classes", [2, K])
-def test_empty_batches(solver, form, classes):
+def test_empty_batches(form, classes):
     """First, in between and last: nothing changes."""
     X, y = data(classes)
     model, other = (SoftmaxRegression(random_state=0) for _ in range(2))
@@ -158,18 +216,25 @@ def test_sparse_and_dense_batches_in_one_stream():
     for i, part in enumerate(np.array_split(np.arange(N), 6)):
         dense.partial_fit(X[part], y[part], classes=np.arange(K))
         mixed.partial_fit(sparse.csr_array(X[part]) if i % 2 else X[part], y[part], classes=np.arange(K))
-    same(dense, mixed, rtol=1e-7)  # sums in another order
+    same(dense, mixed)
+    first, mixed = (SoftmaxRegression(random_state=0) for _ in range(2))
+    for i, part in enumerate(np.array_split(np.arange(N), 6)):
+        first.partial_fit(sparse.csr_array(X[part]), y[part], classes=np.arange(K))
+        mixed.partial_fit(X[part] if i % 2 else sparse.csr_array(X[part]), y[part], classes=np.arange(K))
+    same(first, mixed)
 
 
-@pytest.mark.parametrize("average", [False, True])
-def test_float32_after_float64(average):
+@forms
+@pytest.mark.parametrize("first", [np.float32, np.float64])
+def test_the_first_batch_decides_the_dtype(form, first):
     X, y = data()
-    model = SoftmaxRegression(average=average, random_state=0).partial_fit(X, y, classes=np.arange(K))
-    model.partial_fit(X.astype(np.float32), y)
-    assert model.coef_.dtype == np.float32
+    model = SoftmaxRegression(random_state=0).partial_fit(form(X.astype(first)), y, classes=np.arange(K))
+    for dtype in (np.float32, np.float64):
+        model.partial_fit(form(X.astype(dtype)), y)
+    assert model.coef_.dtype == first
 
 
-# --- automatic rates ----------------------------------------------------------------------------------------
+# --- how well a stream learns ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])

@@ -87,11 +87,12 @@ class Stream:
         return loss, correct
 
     def _learn_sparse(self, objective, order, penalties):
+        dtype = self.optimizer.theta.dtype
         if objective.design.can_center:  # a dense batch of a sparse stream
             X = csr_array(objective.design.dense_rows(order))
-            return self.optimizer.learn(X, *objective.labels(order), **penalties)
-        X, labels = objective.design.X, objective.labels_of_all
-        return self.optimizer.learn(X, *labels, rows=objective.design.row_numbers(order), **penalties)
+            return self.optimizer.learn(*_in_dtype(dtype, X, *objective.labels(order)), **penalties)
+        arrays = _in_dtype(dtype, objective.design.X, *objective.labels_of_all)
+        return self.optimizer.learn(*arrays, rows=objective.design.row_numbers(order), **penalties)
 
     def begin_epoch(self, epoch, n_epochs):
         """Begin epoch 0, 1, ... of a fit of `n_epochs`."""
