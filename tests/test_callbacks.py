@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from softreg import SoftmaxRegression
-from softreg._monitor import duration
+from softreg._callbacks import duration
 
 # All solvers; max_iter so that none has converged before the third record.
 SOLVERS = {
@@ -140,7 +140,7 @@ def test_what_a_callback_sees_is_what_it_gets_if_it_stops_there(options, classes
 @both_classes
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_an_iteration_begins_where_the_last_one_ended(options, classes, early_stopping):
-    """As in LogisticRegression: `fitted_estimator` is None where the fit begins, then the state before the iteration."""
+    """As in LogisticRegression: `fitted_estimator` is None where the fit begins, then the one before the iteration."""
     X, y = data(classes)
     rng, rows = np.random.default_rng(1), 1 if classes == 2 else classes
     start = rng.normal(size=(rows, X.shape[1])), rng.normal(size=rows)

@@ -7,7 +7,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.exceptions import ConvergenceWarning
 
 from softreg import SoftmaxRegression
-from softreg._optimizers import SGD
+from softreg._solvers.update_rules import Momentum
 
 K, D, N = 3, 5, 60
 RATES = (0.1, 0.1, 0.05, 0.2, 0.01)
@@ -29,7 +29,7 @@ def test_sgd_of_torch(momentum, nesterov):
     rng = np.random.default_rng(0)
     H, C, W = (rng.uniform(0.5, 2, size=(K, D)) for _ in range(3))
     W_torch = torch.tensor(W, requires_grad=True)
-    ours, theirs = SGD(momentum, nesterov), torch.optim.SGD([W_torch], momentum=momentum, nesterov=nesterov)
+    ours, theirs = Momentum(momentum, nesterov), torch.optim.Momentum([W_torch], momentum=momentum, nesterov=nesterov)
     for rate in RATES:
         gradient = H * (W - C)
         theirs.param_groups[0]["lr"] = rate
@@ -40,9 +40,9 @@ def test_sgd_of_torch(momentum, nesterov):
 
 
 def test_equal_settings_are_equal_whatever_has_been_seen():
-    used = SGD(0.9)
+    used = Momentum(0.9)
     used.step(np.ones((K, D)), np.ones((K, D)), 0.1)
-    assert used == SGD(0.9) != SGD(0.9, True)
+    assert used == Momentum(0.9) != Momentum(0.9, True)
 
 
 # --- the automatic rate -------------------------------------------------------------------------------------
