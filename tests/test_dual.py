@@ -9,9 +9,10 @@ from scipy.special import entr
 from sklearn.exceptions import ConvergenceWarning
 
 from softreg import SoftmaxRegression
-from softreg._dual import Dual, dual_ascent
-from softreg._newton import newton
 from softreg._objective import Objective
+from softreg._solvers import Options, Start
+from softreg._solvers.dual_ascent import _Dual, dual_ascent
+from softreg._solvers.newton import newton
 
 KINDS = {
     "plain": {},
@@ -38,7 +39,7 @@ def problem(n=300, d=400, K=4, dtype=np.float64, l2=3e-3, weighted=False, soft=F
     targets = rng.dirichlet(np.ones(K), size=n).astype(dtype) if soft else None
     s = rng.integers(4, size=n).astype(dtype) if weighted else None
     objective = Objective(X, None if soft else codes, targets, s, K, l2=l2, **options)
-    return objective.sample(np.arange(0, n, 2)) if part else objective
+    return objective.select(np.arange(0, n, 2)) if part else objective
 
 
 def silent():
@@ -48,15 +49,17 @@ def silent():
     return monitor
 
 
-def ascent(objective, W=None, max_iter=100, tol=1e-6):
+def options(max_iter=100, tol=1e-6, may_give_up=False):
+    return Options(max_iter=max_iter, tol=tol, random_state=np.random.RandomState(0), may_give_up=may_give_up)
+
+
+def ascent(objective, W=None, **given):
     W = objective.zeros() if W is None else W
-    random_state = np.random.RandomState(0)
-    return dual_ascent(objective, W, max_iter=max_iter, tol=tol, random_state=random_state, monitor=silent())
+    return dual_ascent(objective, Start(W), options(**given), silent())
 
 
 def optimum(objective):
-    args = {"max_iter": 100, "tol": 1e-12, "random_state": np.random.RandomState(0), "monitor": silent()}
-    return newton(objective, objective.zeros(), **args).W
+    return newton(objective, Start(objective.zeros()), options(tol=1e-12), silent()).W
 
 
 def residual(dual):
@@ -68,7 +71,7 @@ def residual(dual):
 @kinds
 def test_weights_belong_to_the_distributions(kind):
     objective = problem(**kind)
-    dual = Dual(objective, objective.zeros())
+    dual = _Dual(objective, objective.zeros())
     for _ in range(5):
         dual.epoch(np.random.default_rng(0).permutation(objective.n_rows))
         G = residual(dual)
@@ -84,7 +87,7 @@ def test_weights_belong_to_the_distributions(kind):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_no_row_makes_the_dual_worse(dtype):
     objective = problem(fit_intercept=False, dtype=dtype)
-    dual, before = Dual(objective, objective.zeros()), 0.0
+    dual, before = _Dual(objective, objective.zeros()), 0.0
     for row in np.tile(np.arange(objective.n_rows), 2):
         objective.dual_epoch(dual.W, dual.Q, np.array([row]), 0.0)
         dual.entropy = float(objective.shares() @ entr(dual.Q.astype(float)).sum(axis=1))
@@ -98,7 +101,7 @@ def test_balanced_bound_holds_and_is_tight(kind):
     objective = problem(**kind)
     W = optimum(objective)
     lowest = objective.value(W)
-    dual = Dual(objective, objective.zeros())
+    dual = _Dual(objective, objective.zeros())
     eps = np.finfo(objective.dtype).eps
     for _ in range(8):
         dual.epoch(np.random.default_rng(0).permutation(objective.n_rows))
@@ -114,34 +117,34 @@ def test_balanced_bound_holds_and_is_tight(kind):
 @kinds
 def test_reaches_the_optimum(kind):
     objective = problem(**kind)
-    run = ascent(objective, tol=1e-4)
-    value, lowest = objective.value(run.W), objective.value(optimum(objective))
-    assert run.stopped_on == "gap"
-    assert value - lowest <= run.gap + 100 * np.finfo(objective.dtype).eps * value  # values are rounded
-    assert run.gap <= 1e-4 * value
-    assert run.records[-1]["loss"] == value
+    result = ascent(objective, tol=1e-4)
+    value, lowest = objective.value(result.W), objective.value(optimum(objective))
+    assert result.stopped_on == "gap"
+    assert value - lowest <= result.gap + 100 * np.finfo(objective.dtype).eps * value  # values are rounded
+    assert result.gap <= 1e-4 * value
+    assert result.history[-1]["loss"] == value
 
 
 def test_an_optimal_start_stays():
     objective = problem()
     W = optimum(objective)
-    run = ascent(objective, W.copy(order="K"), tol=1e-6)
-    assert len(run.records) == 1
+    result = ascent(objective, W, tol=1e-6)
+    assert len(result.history) == 1
     cold = ascent(objective, tol=1e-6)
-    assert len(cold.records) > 3
+    assert len(cold.history) > 3
 
 
 def test_slow_where_the_penalty_is_tiny():
-    run = ascent(problem(l2=1e-9), tol=1e-8)
-    assert run.stopped_on == "slow"
-    assert len(run.records) < 100
+    result = ascent(problem(l2=1e-9), tol=1e-8, may_give_up=True)
+    assert result.stopped_on == "slow"
+    assert len(result.history) < 100
 
 
 def test_the_last_epoch_is_proven():
     objective = problem()
-    run = ascent(objective, max_iter=2, tol=1e-9)
-    assert run.stopped_on == "max_iter"
-    assert objective.value(run.W) - objective.value(optimum(objective)) <= run.gap < np.inf
+    result = ascent(objective, max_iter=2, tol=1e-9)
+    assert result.stopped_on == "max_iter"
+    assert objective.value(result.W) - objective.value(optimum(objective)) <= result.gap < np.inf
 
 
 @pytest.mark.parametrize("alpha", [1e2, 1e-2, 1e-4, 1e-6, 1e-10])
@@ -153,7 +156,7 @@ def test_the_estimator_tells_the_truth(alpha, dtype):
     model = SoftmaxRegression(alpha=alpha, tol=1e-3, random_state=0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(objective.X, objective.codes)
+        model.fit(objective.design.X, objective.codes)
     W = exact.zeros()
     exact.coef(W)[...], W[:, -1] = model.coef_, model.intercept_
     assert caught or exact.value(W) - lowest <= 1e-3 * exact.value(W)
@@ -162,7 +165,6 @@ def test_the_estimator_tells_the_truth(alpha, dtype):
 
 def test_no_thread_changes_a_bit():
     objective = problem()
-    one, two = (
-        SoftmaxRegression(random_state=0, n_jobs=jobs, tol=1e-8).fit(objective.X, objective.codes) for jobs in (1, 2)
-    )
+    X, y = objective.design.X, objective.codes
+    one, two = (SoftmaxRegression(random_state=0, n_jobs=jobs, tol=1e-8).fit(X, y) for jobs in (1, 2))
     np.testing.assert_array_equal(one.coef_, two.coef_)

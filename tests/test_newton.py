@@ -1,15 +1,21 @@
-"""The parts of Newton's method one by one: directions, rows drawn, preconditioners, conjugate gradients, steps."""
+"""The parts of Newton's method one by one: directions, row samples, preconditioners, conjugate gradients, steps."""
+
+from importlib import import_module
 
 import numpy as np
 import pytest
 from scipy import sparse
 from scipy.optimize import minimize_scalar
 
-from softreg import _newton
-from softreg._newton import Part, Point, Solve, Wariness, adapted, confirm, newton, search, trust_region_cg
-from softreg._objective import Objective, inner
-from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation, class_directions, drawn, row_lengths
-from softreg._run import Run
+from softreg._class_directions import class_directions, class_gram, directional_curvature
+from softreg._design_matrix import design_matrix
+from softreg._objective import Linearization, Objective, inner
+from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation
+from softreg._preconditioners.standardized_sample import systematic_sampling
+from softreg._solvers import Options, Start, row_sampling
+from softreg._solvers.newton import _Newton, newton
+from softreg._solvers.row_sampling import RowDamping, RowSample
+from softreg._solvers.trust_region import ModelSolution, adapted_radius, trust_region_cg
 
 EPS = np.finfo(float).eps
 ALL = {
@@ -55,35 +61,53 @@ def problem(
     objective.coef(W)[...] = truth / units
     if objective.fit_intercept:
         W[:, -1] = -truth @ X.mean(axis=0)
-    return objective.sample(np.arange(0, n, 2)) if part else objective, W
+    return objective.select(np.arange(0, n, 2)) if part else objective, W
 
 
-def at(objective, W):
-    return Point.of(objective, W, Run(W, "newton"))
+def options(max_iter=50, tol=1e-3, seed=0):
+    return Options(max_iter=max_iter, tol=tol, random_state=np.random.RandomState(seed))
+
+
+def run_at(at, M=None):
+    """The state of Newton's method at a linearisation, before its first step."""
+    run = _Newton(at.objective, Start(at.W, preconditioner=M), options())
+    run.at, run.result.W = at, at.W
+    run.result.record(at.value)
+    run.result.passes = 0
+    return run
 
 
 def order_of(objective, seed=0):
     return np.random.default_rng(seed).permutation(objective.n_rows)
 
 
-def refreshed(make, objective, P):
-    M = make(objective, order_of(objective))
-    M.refresh(P)
+def refreshed(make, at):
+    M = make(at.objective, order_of(at.objective))
+    M.refresh(at)
     return M
+
+
+def probabilities(at):
+    return at.probabilities(slice(None))
 
 
 def shares(objective):
     """What each row weighs; they sum to one."""
-    s = np.ones(objective.X.shape[0]) if objective.sample_weight is None else objective.sample_weight
-    s = s if objective.rows is None else s[objective.rows]
-    return s.astype(float) / s.sum()
+    s = np.ones(objective.n_rows) if objective.sample_weight is None else objective.sample_weight.astype(float)
+    return s / s.sum()
 
 
-def hessian(objective, P):
+def rows_of(objective):
+    """The rows that count, (n, d) dense."""
+    X = objective.design.X.toarray() if sparse.issparse(objective.design.X) else objective.design.X
+    return X if objective.design.rows is None else X[objective.design.rows]
+
+
+def hessian(at):
     """The Hessian in plain NumPy, (K p, K p), for W in C order; softmax's free constant is given the curvature 1."""
-    X = objective.X.toarray() if objective.sparse else objective.X
-    A = X.astype(float) if objective.rows is None else X[objective.rows].astype(float)
+    objective, P = at.objective, probabilities(at)
     (K, p), P = objective.shape, P / P.sum(axis=1, keepdims=True, dtype=float)
+    A = rows_of(objective).astype(float)
     A = np.column_stack([A, np.ones(len(A))]) if objective.fit_intercept else A
     J = P[:, :, None] * (np.eye(K) - P[:, None, :])
     H = np.einsum("ikl,ia,ib->kalb", J * shares(objective)[:, None, None], A, A, optimize=True).reshape(K * p, -1)
@@ -91,21 +115,21 @@ def hessian(objective, P):
     return H + np.kron(np.ones((K, K)), np.diag(np.arange(p) >= (objective.n_features if objective.l2 else 0)))
 
 
-def newton_step(objective, here):
-    return like(objective, np.linalg.solve(hessian(objective, here.P), -here.gradient.ravel().astype(float)))
+def newton_step(at):
+    return like(at.objective, np.linalg.solve(hessian(at), -at.gradient.ravel().astype(float)))
 
 
 def optimum(objective, W):
     """W and F there by Newton's method on that Hessian, halving steps, until F has no digits left."""
-    here = at(objective, W)
+    at = objective.linearize(W)
     for _ in range(50):
-        step = newton_step(objective, here)
-        while (new := at(objective, here.W + step)).value > here.value and np.abs(step).max() > 1e-12:
+        step = newton_step(at)
+        while (new := objective.linearize(at.W + step)).value > at.value and np.abs(step).max() > 1e-12:
             step /= 2
-        if not new.value < here.value:
+        if not new.value < at.value:
             break
-        here = new
-    return here.W, here.value
+        at = new
+    return at.W, at.value
 
 
 def like(objective, w):
@@ -114,11 +138,11 @@ def like(objective, w):
     return W
 
 
-def spectrum(M, objective, P):
+def spectrum(M, at):
     """The eigenvalues of M^-1 H on what sums to zero over the classes."""
-    K, p = objective.shape
+    objective, (K, p) = at.objective, at.objective.shape
     project = np.kron(np.eye(K) - 1 / K, np.eye(p))
-    columns = hessian(objective, P) @ project
+    columns = hessian(at) @ project
     A = np.column_stack([M.solve(like(objective, column)).ravel() for column in columns.T])
     return np.sort(np.linalg.eigvals(A).real)[p:]
 
@@ -131,7 +155,7 @@ def inverse_metric(M, objective):
 
 
 class Identity:
-    whole = False
+    is_exact_inverse = False
 
     def solve(self, G):
         return G.copy(order="K")
@@ -156,7 +180,8 @@ def test_class_directions(K, rows, dtype):
     P = saturated(K, dtype)[rows]
     weight = np.random.default_rng(0).random(len(P))
     weight /= weight.sum()
-    U, curvature = class_directions(P, weight)
+    U = class_directions(class_gram(P, weight))
+    curvature = directional_curvature(P, weight, U)
     close = {"rtol": 0, "atol": 10 * K * EPS}
     assert U.shape == (K, K - 1)
     np.testing.assert_allclose(U.T @ np.column_stack([U, np.ones(K)]), np.eye(K - 1, K), **close)
@@ -178,7 +203,7 @@ def test_weighted_sums_over_drawn_rows_are_right():
     score, f = np.exp(rng.normal(size=500)), rng.normal(size=500) + 1
     sums = []
     for seed in range(400):
-        picked, importance = drawn(score, np.random.default_rng(seed).permutation(500), 60)
+        picked, importance = systematic_sampling(score, np.random.default_rng(seed).permutation(500), 60)
         assert np.all(np.diff(picked) > 0)
         sums.append(importance @ f[picked] / 60)
         np.testing.assert_allclose(importance @ score[picked] / 60, score.sum(), rtol=1e-13)
@@ -189,7 +214,7 @@ def test_a_row_with_more_than_its_part_is_always_drawn():
     score = np.ones(300)
     score[7] = 20.0  # of 319, drawn 20 times: more than one part in 20
     for seed in range(50):
-        picked, importance = drawn(score, np.random.default_rng(seed).permutation(300), 20)
+        picked, importance = systematic_sampling(score, np.random.default_rng(seed).permutation(300), 20)
         assert 7 in picked
         # once or twice; others as their chance says
         assert importance[picked == 7] * 20 / 319 in (1, 2)
@@ -200,12 +225,12 @@ def test_a_row_with_more_than_its_part_is_always_drawn():
 def test_row_lengths(kind):
     """float32 sums d squares: some d eps of rounding, and as much for the mean that was subtracted."""
     objective, _ = problem(**kind)
-    length = row_lengths(objective)
+    length = objective.design.standardized_row_lengths()
     assert length.mean() == pytest.approx(1, rel=1e-12)
-    if objective.sparse:
+    if sparse.issparse(objective.design.X):
         assert np.all(length == 1)
         return
-    X = objective.X if objective.rows is None else objective.X[objective.rows]
+    X = rows_of(objective)
     D = X.astype(float) - (X.mean(axis=0, dtype=float) if objective.fit_intercept else 0)
     expected = (D**2 / (D**2).mean(axis=0)).sum(axis=1) / X.shape[1]
     np.testing.assert_allclose(length, expected, rtol=50 * X.shape[1] * np.finfo(X.dtype).eps)
@@ -215,10 +240,10 @@ def test_rows_of_a_rare_feature_are_long():
     X = np.zeros((9000, 3))  # more than a block of rows
     X[:, :2] = np.random.default_rng(0).normal(size=(9000, 2))
     X[[5, 8000], 2] = 1e-3
-    length = row_lengths(Objective(X, np.zeros(9000, np.intp), None, None, 2, l2=0.0))
+    length = design_matrix(X).standardized_row_lengths()
     assert np.sort(length.argsort()[-2:]).tolist() == [5, 8000]
     assert length[8000] > 1000  # two rows share a third of 9000
-    assert np.all(row_lengths(Objective(np.zeros((5, 2)), np.zeros(5, np.intp), None, None, 2, l2=0.0)) == 1)
+    assert np.all(design_matrix(np.zeros((5, 2))).standardized_row_lengths() == 1)
 
 
 # --- preconditioners ------------------------------------------------------------------------------------------
@@ -236,7 +261,7 @@ def test_preconditioner_is_a_symmetric_inverse_metric(name, kind):
     """In units in which its diagonal is 1, and float32 where the inverses or the objective are: rounding adds up over
     p numbers and several products in a row, 100 eps."""
     objective, W = of_kind(name, **kind)
-    M, (K, p) = refreshed(ALL[name], objective, at(objective, W).P), objective.shape
+    M, (K, p) = refreshed(ALL[name], objective.linearize(W)), objective.shape
     close = 100 * np.finfo(np.float32 if name in ("correlation", "blocks") else objective.dtype).eps
     project = np.kron(np.eye(K) - 1 / K, np.eye(p))
     gradients = [like(objective, column) for column in project]
@@ -245,7 +270,7 @@ def test_preconditioner_is_a_symmetric_inverse_metric(name, kind):
     assert all(np.array_equal(G, old) for G, old in zip(gradients, before, strict=True))
     for step in steps:
         assert step.dtype == objective.dtype
-        assert step.flags.f_contiguous if objective.sparse else step.flags.c_contiguous
+        assert step.flags.f_contiguous if sparse.issparse(objective.design.X) else step.flags.c_contiguous
         np.testing.assert_allclose(step.sum(axis=0), 0, atol=close * np.abs(step).max())
     A = np.column_stack([step.ravel() for step in steps]).astype(float)
     size = np.sqrt(A.diagonal())
@@ -265,10 +290,10 @@ def test_exact_is_the_inverse(kind):
     """Up to a damping of 1e-13 of the largest diagonal, where the smallest eigenvalues are some 1e-3 of it, and
     rounding of eps times as much again."""
     objective, W = problem(**kind)
-    here = at(objective, W)
-    M = refreshed(ALL["exact"], objective, here.P)
-    assert M.whole
-    H, (K, p) = hessian(objective, here.P), objective.shape
+    at = objective.linearize(W)
+    M = refreshed(ALL["exact"], at)
+    assert M.is_exact_inverse
+    H, (K, p) = hessian(at), objective.shape
     for seed in range(3):
         step = np.random.default_rng(seed).normal(size=objective.shape) / np.sqrt(H.diagonal()).reshape(K, p)
         step -= step.mean(axis=0)
@@ -281,10 +306,10 @@ def test_exact_is_the_inverse(kind):
 def test_exact_of_a_sample_is_near(kind):
     """The Hessian over half of the rows or less: eigenvalues of M^-1 H, 1 but for sampling, were from 0.67 to 1.57."""
     objective, W = problem(**{**kind, "n": 2000, "l2": 1e-3})
-    here = at(objective, W)
-    M = refreshed(ALL["sampled"], objective, here.P)
-    assert not M.whole and len(M.picked) < objective.n_rows
-    eigenvalues = spectrum(M, objective, here.P)
+    at = objective.linearize(W)
+    M = refreshed(ALL["sampled"], at)
+    assert not M.is_exact_inverse and len(M.picked) < objective.n_rows
+    eigenvalues = spectrum(M, at)
     assert 0.5 < eigenvalues[0] <= eigenvalues[-1] < 2
 
 
@@ -292,9 +317,9 @@ def test_exact_of_a_sample_is_near(kind):
 def test_diagonal_is_that_of_the_hessian(kind):
     """Rows below 1e-6 of the largest curvature are left out: 3e-6 of a sum at the most was measured."""
     objective, W = problem(**kind)
-    P = at(objective, W).P
-    M, (K, p) = refreshed(ALL["diagonal"], objective, P), objective.shape
-    H = hessian(objective, P).reshape(K, p, K, p)
+    at = objective.linearize(W)
+    M, (K, p) = refreshed(ALL["diagonal"], at), objective.shape
+    H = hessian(at).reshape(K, p, K, p)
     expected = np.einsum("ku,kjlj,lu->ju", M.U, H, M.U)
     np.testing.assert_allclose(M.diagonal, expected, rtol=1e-5)
 
@@ -304,18 +329,18 @@ def test_two_classes_have_one_block(weighted):
     """Which is then the whole Hessian but for the rows that are drawn, and a damping of 2 % of its diagonal: that
     halves the smallest eigenvalue, which correlation makes that small."""
     objective, W = problem(K=2, weighted=weighted, l2=0.0)
-    P = at(objective, W).P
-    eigenvalues = spectrum(refreshed(ALL["blocks"], objective, P), objective, P)
+    at = objective.linearize(W)
+    eigenvalues = spectrum(refreshed(ALL["blocks"], at), at)
     assert 0.4 < eigenvalues[0] and 0.8 < eigenvalues[1] and eigenvalues[-1] < 1.2
 
 
 class ClassBlocks(Blocks):
     """A block for each class itself, the textbook's block diagonal, to compare with."""
 
-    def refresh(self, P):
-        super().refresh(P)
-        Z, Q = self.standardised(np.float32), P[self.picked].astype(float)
-        curvature = (Q * (1 - Q) * self.weight[:, None]).astype(np.float32)
+    def refresh(self, at):
+        super().refresh(at)
+        Z, P = self.standardized(np.float32), at.probabilities(self.picked).astype(float)
+        curvature = (P * (1 - P) * self.weight[:, None]).astype(np.float32)
         self.U, self.inverses = np.eye(P.shape[1]), np.array([self._inverse(Z, column) for column in curvature.T])
 
     def solve(self, G):
@@ -323,15 +348,15 @@ class ClassBlocks(Blocks):
         return step - step.mean(axis=0)
 
 
-def products(objective, P, gradient, M):
+def products(at, M):
     """How many it takes to bring the model within 0.1 % of its minimum."""
-    g = gradient.ravel()
-    wanted = 0.999 * 0.5 * g @ np.linalg.solve(hessian(objective, P), g)
+    g = at.gradient.ravel()
+    wanted = 0.999 * 0.5 * g @ np.linalg.solve(hessian(at), g)
     low, high = 0, 2048
     while high - low > 1:
         count = (low + high) // 2
-        solve = trust_region_cg(objective, P, gradient, M, np.inf, 0.0, count, count)
-        low, high = (low, count) if solve.decrease >= wanted else (count, high)
+        solution = trust_region_cg(at, M, np.inf, 0.0, count, count)
+        low, high = (low, count) if solution.decrease >= wanted else (count, high)
     return high
 
 
@@ -339,13 +364,12 @@ def test_iterations_on_wild_units_and_confused_classes():
     """Measured were 1 for the exact one, 6 with blocks, 8 with the correlation, 29 with the diagonal, and 275 without.
     A block a class, dearer than one a class direction, takes 13."""
     objective, W = problem(n=1000, d=20, K=6, spread=1.0, l2=1e-4)
-    P, gradient = at(objective, W).P, objective.value_and_gradient(objective.zeros())[1]
-    took = {name: products(objective, P, gradient, refreshed(make, objective, P)) for name, make in ALL.items()}
-    took["identity"] = products(objective, P, gradient, Identity())
-    took["classes"] = products(
-        objective, P, gradient,
-        refreshed(lambda objective, order: ClassBlocks(ScaledCorrelation(objective, order), order), objective, P),
-    )  # fmt: skip
+    at = objective.linearize(W)
+    at.gradient = objective.linearize(objective.zeros()).gradient
+    took = {name: products(at, refreshed(make, at)) for name, make in ALL.items()}
+    took["identity"] = products(at, Identity())
+    class_blocks = refreshed(lambda *given: ClassBlocks(ScaledCorrelation(*given), given[1]), at)
+    took["classes"] = products(at, class_blocks)
     assert took["exact"] <= 2
     assert took["blocks"] < took["correlation"] < took["diagonal"] / 2 < took["identity"] / 10
     assert 1.5 * took["blocks"] < took["classes"]
@@ -361,29 +385,29 @@ def test_conjugate_gradients_against_a_dense_solve(name, kind):
     of the gap over the smallest eigenvalue of M^-1 H, some 1e-3 at worst; the most that 20 products' estimate was too
     large is 14 %. Sums of 300 rows round by some 20 eps, and residuals drift by 2e3 eps of the first in 71 products."""
     objective, W = of_kind(name, **kind)
-    here = at(objective, W * W.dtype.type(0.7))
-    M = Identity() if name == "identity" else refreshed(ALL[name], objective, here.P)
-    H, g, before = hessian(objective, here.P), here.gradient.ravel().astype(float), here.gradient.copy()
+    at = objective.linearize(W * W.dtype.type(0.7))
+    M = Identity() if name == "identity" else refreshed(ALL[name], at)
+    H, g, before = hessian(at), at.gradient.ravel().astype(float), at.gradient.copy()
     gap, eps = 0.5 * g @ np.linalg.solve(H, g), float(np.finfo(objective.dtype).eps)
-    first = np.sqrt(inner(here.gradient, M.solve(here.gradient)))
+    first = np.sqrt(inner(at.gradient, M.solve(at.gradient)))
     for radius, accuracy, least in ((np.inf, 1e-6, 1), (np.inf, 0.1, 20), (0.1 * first, 0.1, 1)):
-        solve = trust_region_cg(objective, here.P, here.gradient, M, radius, accuracy, 300, min_products=least)
-        assert np.array_equal(here.gradient, before)
-        assert solve.cut == np.isfinite(radius)
-        s = solve.step.ravel().astype(float)
-        assert -(g @ s + 0.5 * s @ H @ s) == pytest.approx(solve.decrease, rel=1e-9 + 20 * eps)
-        assert solve.decrease <= gap * (1 + 1e-9 + 20 * eps)
-        if solve.cut:
-            assert solve.length == pytest.approx(radius, rel=1e-12)
+        solution = trust_region_cg(at, M, radius, accuracy, 300, min_products=least)
+        assert np.array_equal(at.gradient, before)
+        assert solution.truncated == np.isfinite(radius)
+        s = solution.step.ravel().astype(float)
+        assert -(g @ s + 0.5 * s @ H @ s) == pytest.approx(solution.decrease, rel=1e-9 + 20 * eps)
+        assert solution.decrease <= gap * (1 + 1e-9 + 20 * eps)
+        if solution.truncated:
+            assert solution.length == pytest.approx(radius, rel=1e-12)
             continue
         r = like(objective, g + H @ s)
-        assert np.sqrt(inner(r, M.solve(r))) == pytest.approx(solve.residual, abs=1e4 * eps * first)
-        assert solve.residual <= accuracy * first
+        assert np.sqrt(inner(r, M.solve(r))) == pytest.approx(solution.residual, abs=1e4 * eps * first)
+        assert solution.residual <= accuracy * first
         if accuracy == 1e-6:
-            assert solve.decrease == pytest.approx(gap, rel=1e-9 + 20 * eps)
+            assert solution.decrease == pytest.approx(gap, rel=1e-9 + 20 * eps)
         elif name != "identity":  # 20 products without any preconditioner prove little
             # after a residual of 1e-4 what follows may be rounding: 1e-8 of the gap
-            assert gap * (1 - 1e-8 - 20 * eps) <= solve.decrement <= 1.25 * gap
+            assert gap * (1 - 1e-8 - 20 * eps) <= solution.decrement <= 1.25 * gap
 
 
 @preconditioners
@@ -391,33 +415,34 @@ def test_boundary(make):
     """||s||_M is the radius, where M is the inverse of what `solve` applies. Its inverse was found in float64 on the
     sums to zero: digits that float32 preconditioners lose, 1e-7 times a condition of some 1e3, are lost here."""
     objective, W = problem()
-    here = at(objective, W * 0.7)
-    M = refreshed(make, objective, here.P)
-    whole = trust_region_cg(objective, here.P, here.gradient, M, np.inf, 1e-3)
+    at = objective.linearize(W * 0.7)
+    M = refreshed(make, at)
+    whole = trust_region_cg(at, M, np.inf, 1e-3)
     radius = 0.5 * whole.length
-    solve = trust_region_cg(objective, here.P, here.gradient, M, radius, 1e-3)
-    assert solve.cut and not whole.cut
-    assert solve.length == pytest.approx(radius, rel=1e-12)
+    solution = trust_region_cg(at, M, radius, 1e-3)
+    assert solution.truncated and not whole.truncated
+    assert solution.length == pytest.approx(radius, rel=1e-12)
     inverse = np.linalg.pinv(inverse_metric(M, objective), rcond=1e-9, hermitian=True)
-    for found in (solve, whole):
+    for found in (solution, whole):
         step = found.step.ravel()
         assert np.sqrt(step @ inverse @ step) == pytest.approx(found.length, rel=1e-4)
     # the best of all steps within the region that conjugate gradients passed: on the way, so better than a shorter one
-    shorter = trust_region_cg(objective, here.P, here.gradient, M, 0.9 * radius, 1e-3)
-    assert 0 < shorter.decrease < solve.decrease < whole.decrease
+    shorter = trust_region_cg(at, M, 0.9 * radius, 1e-3)
+    assert 0 < shorter.decrease < solution.decrease < whole.decrease
 
 
-def test_the_most_products_are_a_cut():
+def test_a_solve_with_the_most_products_is_truncated():
     objective, W = problem()
-    here = at(objective, W * 0.7)
-    solve = trust_region_cg(objective, here.P, here.gradient, Identity(), np.inf, 1e-6, max_products=5)
-    assert solve.cut and solve.products == 5
+    solution = trust_region_cg(objective.linearize(W * 0.7), Identity(), np.inf, 1e-6, max_products=5)
+    assert solution.truncated and solution.products == 5
 
 
 def test_nothing_to_solve():
     objective, W = problem()
-    solve = trust_region_cg(objective, at(objective, W).P, objective.zeros(), Identity(), 1.0, 0.1)
-    assert not solve.cut and solve.products == 0 and solve.decrement == 0 and not solve.step.any()
+    at = objective.linearize(W)
+    at.gradient = objective.zeros()
+    solution = trust_region_cg(at, Identity(), 1.0, 0.1)
+    assert not solution.truncated and solution.products == 0 and solution.decrement == 0 and not solution.step.any()
 
 
 # --- steps ----------------------------------------------------------------------------------------------------
@@ -440,7 +465,7 @@ def test_line_minimum(kind, factor):
     """A tenth too short at the most, never too long. scipy finds t to the root of eps, where F is flat."""
     objective, W = problem(**kind)
     W = W * W.dtype.type(0.5)
-    step = W.dtype.type(factor) * newton_step(objective, at(objective, W))
+    step = W.dtype.type(factor) * newton_step(objective.linearize(W))
     best = along(objective, W, step, 0.9)
     t, flat = objective.line_minimum(W, step, 0.9), float(np.sqrt(np.finfo(W.dtype).eps))
     assert 0.9 * best - flat <= t <= best + 20 * flat * best
@@ -448,57 +473,58 @@ def test_line_minimum(kind, factor):
 
 @lines
 @pytest.mark.parametrize("factor", [1, 1.4, 1.9, 400])
-def test_search(kind, factor):
+def test_line_search(kind, factor):
     """Near the optimum the model is all but exact: F falls by 0.2 of the slope up to 1.6 Newton steps."""
     objective, W = problem(**kind)
     best, _ = optimum(*problem(**{**kind, "dtype": np.float64}))
-    here = at(objective, like(objective, 0.95 * best))
-    step, run = W.dtype.type(factor) * newton_step(objective, here), Run(W, "newton")
-    wary = Wariness(objective)
-    new, t = search(objective, here, step, np.finfo(W.dtype).eps, run, wary)
-    expected = at(objective, here.W + W.dtype.type(t) * step)
+    at = objective.linearize(like(objective, 0.95 * best))
+    step, run = W.dtype.type(factor) * newton_step(at), run_at(at)
+    new, t = run.line_search(step)
+    expected = objective.linearize(at.W + W.dtype.type(t) * step)
     assert new.value == expected.value
-    assert np.array_equal(new.W, expected.W) and np.array_equal(new.P, expected.P)
-    assert new.value <= here.value + 0.2 * t * inner(here.gradient, step)
+    assert np.array_equal(new.W, expected.W) and np.array_equal(probabilities(new), probabilities(expected))
+    assert new.value <= at.value + 0.2 * t * inner(at.gradient, step)
     if factor < 1.6:
-        assert t == 1 and run.passes == 1 and not wary.share.any()
+        assert t == 1 and run.result.passes == 1 and not run.damping.share.any()
     else:
         # the root of eps is what t is known to, as above
-        shortest = along(objective, here.W, step, 1.0)
+        shortest = along(objective, at.W, step, 1.0)
         flat = float(np.sqrt(np.finfo(W.dtype).eps))
         assert 0.9 * shortest * (1 - 20 * flat) <= t <= shortest * (1 + 20 * flat)
-        assert run.passes == 3
+        assert run.result.passes == 3
         # most of the step is along W, where two classes only get more certain
-        turned = np.abs(at(objective, here.W + step).P - here.P).sum(axis=1) > 1
-        assert np.array_equal(wary.share > 0, turned) and turned.any() == (factor == 400 and objective.n_classes > 2)
+        turned = np.abs(probabilities(objective.linearize(at.W + step)) - probabilities(at)).sum(axis=1) > 1
+        damped = run.damping.share > 0
+        assert np.array_equal(damped, turned) and turned.any() == (factor == 400 and objective.n_classes > 2)
 
 
-def test_wariness():
+def test_row_damping():
     objective, W = problem()
-    P = at(objective, W).P
-    wary = Wariness(objective)
-    assert wary.of(P) is P
+    at, damping = objective.linearize(W), RowDamping(objective)
+    P = probabilities(at)
+    assert damping.of(at) is at
     trial = P.copy()
     over = np.roll(P, 2, axis=1)
     turned = (np.abs(over - P).sum(axis=1) > 1.1) & (np.arange(len(P)) % 2 == 1)
     trial[turned] = over[turned]
     trial[0] = P[0] + 0.4 * (np.eye(4)[P[0].argmin()] - P[0])  # by 0.8 at the most
-    wary.after(P, trial, overshot=False)
-    assert wary.of(P) is P
-    wary.after(P, trial, overshot=True)
-    held = wary.of(P)
+    trial = Linearization(objective, W, at.value, at.gradient, trial)
+    damping.update(at, trial, overshot=False)
+    assert damping.of(at) is at
+    damping.update(at, trial, overshot=True)
+    damped = probabilities(damping.of(at))
     assert turned.sum() > 10
-    assert np.array_equal((held != P).any(axis=1), turned)
-    np.testing.assert_allclose(held[turned], 0.9 * P[turned] + 0.1 / 4, rtol=1e-12)
+    assert np.array_equal((damped != P).any(axis=1), turned)
+    np.testing.assert_allclose(damped[turned], 0.9 * P[turned] + 0.1 / 4, rtol=1e-12)
     for share in (0.05, 0.025, 0.0125):
-        wary.after(P, P, overshot=False)
-        assert set(wary.share[turned]) == {share}
-    wary.after(P, P, overshot=True)
-    assert wary.of(P) is P
+        damping.update(at, at, overshot=False)
+        assert set(damping.share[turned]) == {share}
+    damping.update(at, at, overshot=True)
+    assert damping.of(at) is at
 
 
 @pytest.mark.parametrize(
-    ("radius", "cut", "decrease", "shortened", "expected"),
+    ("radius", "truncated", "decrease", "step_size", "expected"),
     [
         (2.0, True, 0.9, 1.0, 5.0),  # the model is right up to the boundary
         (2.0, True, 0.5, 1.0, 2.0),
@@ -510,80 +536,88 @@ def test_wariness():
         (2.0, False, 0.9, 0.01, 0.3),
     ],
 )
-def test_trust_region(radius, cut, decrease, shortened, expected):
-    solve = solved(length=1.0, decrease=1.0, cut=cut)
-    assert adapted(radius, solve, decrease, shortened) == pytest.approx(expected, rel=1e-15)
+def test_trust_region(radius, truncated, decrease, step_size, expected):
+    solution = solved(length=1.0, decrease=1.0, truncated=truncated)
+    assert adapted_radius(radius, solution, decrease, step_size) == pytest.approx(expected, rel=1e-15)
 
 
 def solved(**what):
-    return Solve(**dict.fromkeys(Solve.__dataclass_fields__, np.nan) | what)
+    return ModelSolution(**dict.fromkeys(ModelSolution.__dataclass_fields__, np.nan) | what)
 
 
 # --- samples and estimates ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", [False, True])
-def test_parts(part, monkeypatch):
-    monkeypatch.setattr(_newton, "SAMPLE_WORK", 1000)
+def test_row_samples(part, monkeypatch):
+    """The sample doubles until it has all rows, in steps that do not pay."""
+    monkeypatch.setattr(row_sampling, "SAMPLE_WORK", 1000)
     objective, W = problem(n=4000, weighted=True, part=part)
-    P, order, n = at(objective, W).P, order_of(objective), objective.n_rows
-    first = Part.first(objective, order)
-    assert first.objective.n_rows == max(n // 16, 90) == first.share * n
-    sizes = [first.objective.n_rows]
-    while first.share < 1:
-        assert np.array_equal(first.of(P), at(first.objective, W).P)
-        assert np.array_equal(first.chosen, np.sort(order[: sizes[-1]]))  # X is read from front to back
-        bigger = first.doubled()
-        assert set(first.chosen) <= set(order if bigger.chosen is None else bigger.chosen)
-        first = bigger
-        sizes.append(first.objective.n_rows)
-    assert sizes[1:] == [min(2 * size, n) for size in sizes[:-1]]
-    assert first.of(P) is P and first.doubled() is first and first.objective is objective
+    at, n = objective.linearize(W), objective.n_rows
+    run = run_at(at)
+    sizes = []
+    while (sample := run.sample).share < 1:
+        model = sample.of(at)
+        sizes.append(model.objective.n_rows)
+        assert sizes[-1] == sample.share * n
+        assert np.array_equal(sample.positions, np.sort(run.order[: sizes[-1]]))  # X is read from front to back
+        expected = probabilities(model.objective.linearize(W))
+        assert np.array_equal(probabilities(model), expected)
+        assert model.gradient is at.gradient and model.value == at.value
+        run.solution, run.decrease, run.step_size, run.norm_before = solved(decrease=1.0, products=0), 0.0, 1.0, 1.0
+        run.is_lower = False
+        run.adapt_model()
+        assert run.sample.share == 1 or set(sample.positions) < set(run.sample.positions)
+    assert sizes[0] == max(n // 16, 90)
+    assert [*sizes[1:], n] == [min(2 * size, n) for size in sizes]
+    assert run.sample.of(at) is at
 
 
-def test_parts_only_where_they_pay(monkeypatch):
-    assert Part.first(problem()[0], np.arange(300)).share == 1  # a small problem
-    monkeypatch.setattr(_newton, "SAMPLE_WORK", 0)
-    assert Part.first(problem()[0], np.arange(300)).share == 0.3  # 10 rows a feature
-    assert Part.first(problem(sparse.csr_array)[0], np.arange(300)).share == 1
+def test_row_samples_only_where_they_are_worthwhile(monkeypatch):
+    assert RowSample.first(problem()[0], np.arange(300)).share == 1  # a small problem
+    monkeypatch.setattr(row_sampling, "SAMPLE_WORK", 0)
+    assert RowSample.first(problem()[0], np.arange(300)).share == 0.3  # 10 rows a feature
+    assert RowSample.first(problem(sparse.csr_array)[0], np.arange(300)).share == 1
 
 
 @pytest.mark.parametrize("kind", [{}, {"dtype": np.float32, "weighted": True}, {"label_smoothing": 0.2, "spread": 3}])
 def test_two_epochs_of_sgd_come_first(kind):
     objective, _ = problem(n=4000, **kind)
-    zero, run = objective.zeros(), Run(None, "newton")
-    first = Point.first(objective, zero, run, np.random.RandomState(0))
-    assert run.passes == 3  # two epochs, and the look at where they led
+    zero = objective.zeros()
+    run = run_at(objective.linearize(zero))
+    first = run.sgd_start(zero, np.random.RandomState(0))
+    assert run.result.passes == 3  # two epochs, and the look at where they led
     assert first.value < 0.95 * np.log(4) and first.W.any()  # from log K at zero
-    value, gradient = objective.value_and_gradient(first.W, objective.probabilities())
-    assert first.value == value and np.array_equal(first.gradient, gradient)
-    again = Point.first(objective, zero, Run(None, "newton"), np.random.RandomState(0))
+    expected = objective.linearize(first.W)
+    assert first.value == expected.value and np.array_equal(first.gradient, expected.gradient)
+    again = run.sgd_start(zero, np.random.RandomState(0))
     assert np.array_equal(again.W, first.W)
 
 
 @pytest.mark.parametrize("bad", [1e3, np.nan])
 def test_sgd_that_does_not_go_down_is_forgotten(bad, monkeypatch):
     objective, _ = problem()
-    monkeypatch.setattr(_newton, "quick_start", lambda objective, *_, **__: objective.zeros() + bad * np.arange(9))
+    start = lambda objective, *_, **__: objective.zeros() + bad * np.arange(9)  # noqa: E731
+    monkeypatch.setattr(import_module("softreg._solvers.newton"), "quick_start", start)
+    run = run_at(objective.linearize(objective.zeros()))
     with np.errstate(all="ignore"):
-        first = Point.first(objective, objective.zeros(), Run(None, "newton"), None)
+        first = run.sgd_start(objective.zeros(), None)
     assert not first.W.any() and first.value == pytest.approx(np.log(4), rel=1e-12)  # a sum of 300 terms
 
 
 def test_only_a_large_fit_from_zero_begins_with_sgd(monkeypatch):
     objective, W = problem(n=4000)
     starts = []
-    monkeypatch.setattr(Point, "first", lambda *args: starts.append(1) or Point.of(*args[:3]))
-    options = {"max_iter": 1, "tol": 0, "monitor": Silent()}
+    monkeypatch.setattr(_Newton, "sgd_start", lambda run, zero, _: starts.append(1) or run.linearize(zero))
     for work, begin, expected in ((1e3, 0, 1), (1e9, 0, 0), (1e3, 1, 0)):
-        monkeypatch.setattr(_newton, "SAMPLE_WORK", work)
+        monkeypatch.setattr(row_sampling, "SAMPLE_WORK", work)
         starts.clear()
-        newton(objective, begin * W, random_state=np.random.RandomState(0), **options)
+        newton(objective, Start(begin * W), options(max_iter=1, tol=0), Silent())
         assert len(starts) == expected
 
 
 @pytest.mark.parametrize(
-    ("products", "whole", "exact", "cut", "thorough"),
+    ("products", "is_exact_inverse", "is_exact", "truncated", "thorough"),
     [
         (20, False, False, False, True),
         (19, False, False, False, False),
@@ -593,12 +627,12 @@ def test_only_a_large_fit_from_zero_begins_with_sgd(monkeypatch):
         (300, True, False, True, False),
     ],
 )
-def test_only_thorough_solves_estimate_the_gap(products, whole, exact, cut, thorough):
+def test_only_thorough_solves_estimate_the_gap(products, is_exact_inverse, is_exact, truncated, thorough):
     M = Identity()
-    M.whole = whole
-    solve = solved(decrement=3e-4, products=products, exact=exact, cut=cut)
-    assert solve.gap(M, 1.0, EPS) == (6e-4 if thorough else np.inf)
-    assert solve.gap(M, 50 * EPS, EPS) == np.inf  # a loss of which 1 % is rounding
+    M.is_exact_inverse = is_exact_inverse
+    solution = solved(decrement=3e-4, products=products, is_exact=is_exact, truncated=truncated)
+    assert solution.gap(M, 1.0, EPS) == (6e-4 if thorough else np.inf)
+    assert solution.gap(M, 50 * EPS, EPS) == np.inf  # a loss of which 1 % is rounding
 
 
 @kinds
@@ -608,28 +642,25 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     """Against the optimum that dense Newton finds: F is then rounded, to some 10 eps."""
     objective, _ = of_kind(name, **kind)
     best, least = optimum(*problem(**{**kind, "dtype": np.float64}))
-    here = at(objective, like(objective, shrunk * best))
-    M = refreshed(ALL[name], objective, here.P)
-    run = Run(here.W, "newton")
-    run.record(here.value)
-    after = confirm(objective, here, M, 1e-3, run, Wariness(objective))
-    rounding = 10 * np.finfo(objective.dtype).eps
-    assert after.value - least <= run.estimate + rounding
-    assert shrunk == 0.5 or run.estimate <= 3 * (here.value - least) + rounding
-    assert (run.stopped_on == "estimate") == (run.estimate <= 1e-3 * here.value)
-    assert run.records[-1]["gap_estimate"] == run.estimate
-    assert after.value <= here.value and np.array_equal(run.W, after.W)
+    at = objective.linearize(like(objective, shrunk * best))
+    run = run_at(at, refreshed(ALL[name], at))
+    run.confirm()
+    result, rounding = run.result, 10 * np.finfo(objective.dtype).eps
+    assert run.at.value - least <= result.estimate + rounding
+    assert shrunk == 0.5 or result.estimate <= 3 * (at.value - least) + rounding
+    assert (result.stopped_on == "estimate") == (result.estimate <= 1e-3 * at.value)
+    assert result.history[-1]["gap_estimate"] == result.estimate
+    assert run.at.value <= at.value and np.array_equal(result.W, run.at.W)
 
 
 def test_confirm_goes_down_where_its_step_overshoots():
     """As it does from W that is far too certain."""
     objective, W = problem()
-    here = at(objective, like(objective, -3 * W))
-    run, M = Run(here.W, "newton"), refreshed(ALL["exact"], objective, here.P)
-    run.record(here.value)
-    assert at(objective, here.W + newton_step(objective, here)).value > here.value
-    after = confirm(objective, here, M, 1e-3, run, Wariness(objective))
-    assert after.value < here.value and run.W is after.W
+    at = objective.linearize(like(objective, -3 * W))
+    run = run_at(at, refreshed(ALL["exact"], at))
+    assert objective.linearize(at.W + newton_step(at)).value > at.value
+    run.confirm()
+    assert run.at.value < at.value and run.result.W is run.at.W
 
 
 class Silent:
@@ -647,16 +678,15 @@ def test_coefficients_sum_to_zero_over_the_classes(make, dtype, l2):
     """The penalty wants them to, wherever W starts, and without it nothing moves that sum from the zero it starts at:
     no preconditioner's step does, but for rounding in some 10 steps."""
     objective, W = problem(dtype=dtype, l2=l2)
-    M = refreshed(make, objective, at(objective, W).P)
+    M = refreshed(make, objective.linearize(W))
     _, least = optimum(*problem(l2=l2))
     if l2:
         objective.coef(W)[...] += np.linspace(1, 2, 8, dtype=dtype) * np.abs(W).max()
-    options = {"random_state": np.random.RandomState(0), "monitor": Silent(), "M": M}
-    run = newton(objective, W, max_iter=50, tol=1e-6, **options)
-    assert run.converged
+    result = newton(objective, Start(W, preconditioner=M), options(tol=1e-6), Silent())
+    assert result.converged
     # float32 adds its own rounding to F
-    assert objective.value_and_gradient(run.W)[0] - least <= 1e-6 * least + 10 * np.finfo(dtype).eps
-    sums, size = objective.coef(run.W).sum(axis=0, dtype=float), np.abs(objective.coef(run.W)).max(axis=0)
+    assert objective.value_and_gradient(result.W)[0] - least <= 1e-6 * least + 10 * np.finfo(dtype).eps
+    sums, size = objective.coef(result.W).sum(axis=0, dtype=float), np.abs(objective.coef(result.W)).max(axis=0)
     assert np.abs(sums / size).max() <= 100 * np.finfo(dtype).eps
 
 
@@ -671,9 +701,9 @@ def test_no_subnormal_probabilities(form, K, dtype, floor):
     objective, _ = problem(form, K=K, n=3000, dtype=dtype, label_smoothing=0.1)
     W = objective.zeros()
     W[...] = 40 * -np.log10(floor) / 20 * np.random.default_rng(0).normal(size=W.shape)
-    P = at(objective, W).P
+    P = probabilities(objective.linearize(W))
     assert np.all((P == 0) | (P >= 0.99 * floor / K))
-    Z = objective.logits(W).astype(float)
+    Z = objective.design.logits(W).astype(float)
     exact = np.exp(Z - Z.max(axis=1, keepdims=True))
     assert np.sum((exact > 0) & (exact < np.finfo(dtype).tiny)) > 10  # would be subnormal
     assert np.all(P[exact > 1.01 * floor] > 0)

@@ -7,6 +7,7 @@ from scipy import sparse
 from scipy.special import logsumexp
 
 from softreg import functional as F
+from softreg._duality import optimality_gap
 from softreg._objective import Objective, inner, squared_norm
 
 N, D, K = 24, 4, 3
@@ -57,15 +58,16 @@ def point(objective, seed=1, scale=1.0):
 
 def plain(objective, W):
     """F without l1, from its definition in the module's first line, in float64."""
-    X = np.asarray(objective.X.todense() if objective.sparse else objective.X, np.float64)
+    X, rows = objective.design.X, objective.design.rows
+    X = np.asarray(X.todense() if sparse.issparse(X) else X, np.float64)
+    X = X if rows is None else X[rows]
     W, n = np.asarray(W, np.float64), len(X)
     Z = X @ W[:, :D].T + (W[:, D] if objective.fit_intercept else 0)
     Y = np.eye(len(W))[objective.codes] if objective.targets is None else objective.targets
     Y = (1 - objective.label_smoothing) * Y + objective.label_smoothing / len(W)
     s = np.ones(n) if objective.sample_weight is None else objective.sample_weight
-    rows = np.arange(n) if objective.rows is None else objective.rows
     losses = logsumexp(Z, axis=1) - (Y * Z).sum(axis=1)
-    return (s * losses)[rows].sum() / s[rows].sum() + objective.l2 / 2 * (W[:, :D] ** 2).sum()
+    return s @ losses / s.sum() + objective.l2 / 2 * (W[:, :D] ** 2).sum()
 
 
 def total(objective, W):
@@ -73,7 +75,7 @@ def total(objective, W):
 
 
 def gap_at(objective, W):
-    return objective.optimality_gap(W, *objective.value_and_gradient(W))
+    return optimality_gap(objective, W, *objective.value_and_gradient(W))
 
 
 def like(objective, W):
@@ -130,29 +132,26 @@ def test_hessian_product(form, weighted, intercept):
     """Five-point differences of gradients along V: h^4 and eps / h are both some 2e-13 at h = eps^(1/5)."""
     objective = problem(form=form, weighted=weighted, intercept=intercept)
     W, V, h = point(objective), point(objective, seed=2), np.finfo(float).eps ** 0.2
-    P = objective.probabilities()
-    objective.value_and_gradient(W, P)
-    np.testing.assert_allclose(P.sum(axis=1), 1, rtol=1e-15 * K)
+    at = objective.linearize(W)
+    np.testing.assert_allclose(at.probabilities(slice(None)).sum(axis=1), 1, rtol=1e-15 * K)
     gradients = [objective.value_and_gradient(W + step * h * V)[1] for step in (-2, -1, 1, 2)]
     differences = np.tensordot([1, -8, 8, -1], gradients, 1) / (12 * h)
-    product = objective.hessian_product(P, V)
+    product = at.hessian_product(V)
     # fifth derivatives along V are of the order of (|V| |x|)^5, some 1e3 for this data
     np.testing.assert_allclose(product, differences, rtol=1e-8, atol=1e-9)
     # symmetric and not negative: <U, HV> = <HU, V>
     U = point(objective, seed=3)
-    np.testing.assert_allclose(inner(U, product), inner(objective.hessian_product(P, U), V), **CLOSE)
+    np.testing.assert_allclose(inner(U, product), inner(at.hessian_product(U), V), **CLOSE)
     assert inner(V, product) > 0
 
 
 def test_hessian_has_the_null_direction_of_softmax():
     """A constant added to all intercepts changes no probability."""
     objective = problem(l2=0.05)
-    P = objective.probabilities()
-    objective.value_and_gradient(point(objective), P)
     V = objective.zeros()
     V[:, -1] = 1
     # (p - p sum(p)) is zero up to the rounding of a sum of K probabilities
-    np.testing.assert_allclose(objective.hessian_product(P, V), 0, atol=1e-15)
+    np.testing.assert_allclose(objective.linearize(point(objective)).hessian_product(V), 0, atol=1e-15)
 
 
 @forms
@@ -182,9 +181,8 @@ def test_memory_order(form):
     """A nonzero of a sparse X meets the numbers of all classes side by side; a dense row meets a class's."""
     objective = problem(form=form)
     W = point(objective)
-    P = objective.probabilities()
-    _, gradient = objective.value_and_gradient(W, P)
-    for array in (objective.empty(), objective.zeros(), gradient, objective.hessian_product(P, W)):
+    at = objective.linearize(W)
+    for array in (objective.empty(), objective.zeros(), at.gradient, at.hessian_product(W)):
         assert array.shape == (K, D + 1)
         assert array.flags.c_contiguous == (form == "dense")
         assert array.flags.f_contiguous == (form != "dense")
@@ -193,14 +191,16 @@ def test_memory_order(form):
 @forms
 def test_nothing_is_modified(form):
     objective = problem(form=form, soft=True, weighted=True)
-    matrix = objective.X.data if objective.sparse else objective.X
+    X = objective.design.X
+    matrix = X.data if sparse.issparse(X) else X
     given = [matrix, objective.targets, objective.sample_weight, W := point(objective)]
     before = [a.copy() for a in given]
     for a in given:
         a.flags.writeable = False
     value, gradient = objective.value_and_gradient(W)
-    objective.optimality_gap(W, value, gradient)
-    objective.batch_value_and_gradient(W, np.arange(5))
+    optimality_gap(objective, W, value, gradient)
+    objective.linearize(W).hessian_product(gradient)
+    objective.minibatch_value_and_gradient(W, np.arange(5))
     for a, b in zip(given, before, strict=True):
         assert np.array_equal(a, b)
 
@@ -211,7 +211,7 @@ def test_wide_row_strides_are_not_copied():
     wide[:, :D] = X
     view = Objective(wide[:, :D], *rest, K, l2=0.05)
     whole = Objective(X, *rest, K, l2=0.05)
-    assert view.X.base is wide
+    assert view.design.X.base is wide
     W = point(whole)
     assert view.value_and_gradient(W)[0] == whole.value_and_gradient(W)[0]
     assert np.array_equal(view.value_and_gradient(W)[1], whole.value_and_gradient(W)[1])
@@ -230,21 +230,19 @@ def test_norms():
 @forms
 @both_targets
 @both_weights
-def test_sample_is_the_objective_over_its_rows(form, soft, weighted):
+def test_selection_is_the_objective_over_its_rows(form, soft, weighted):
     objective = problem(form=form, soft=soft, weighted=weighted)
     rows = np.array([3, 4, 9, 10, 11, 20])
-    part = objective.sample(rows)
-    assert part.X is objective.X
+    part = objective.select(rows)
+    assert part.design.X is objective.design.X
     assert part.n_rows == len(rows)
     X, codes, targets, s = (None if a is None else a[rows] for a in data(form, soft, weighted))
     alone = Objective(X, codes, targets, s, K, l2=0.05)
     W = point(objective)
     np.testing.assert_allclose(part.value_and_gradient(W)[0], alone.value_and_gradient(W)[0], **CLOSE)
     np.testing.assert_allclose(part.value_and_gradient(W)[1], alone.value_and_gradient(W)[1], **CLOSE)
-    P, Q = part.probabilities(), alone.probabilities()
-    part.value_and_gradient(W, P)
-    alone.value_and_gradient(W, Q)
-    np.testing.assert_allclose(part.hessian_product(P, W), alone.hessian_product(Q, W), **CLOSE)
+    products = [chosen.linearize(W).hessian_product(W) for chosen in (part, alone)]
+    np.testing.assert_allclose(*products, **CLOSE)
     np.testing.assert_allclose(gap_at(part, W), gap_at(alone, W), **CLOSE)
     np.testing.assert_allclose(part.value_and_gradient(W)[0], plain(part, W), **CLOSE)
 
@@ -257,10 +255,10 @@ def test_batches_are_unbiased(form, soft, weighted, sampled):
     """Batches of equal size that make up the rows: the mean of what they say is what the rows say."""
     objective = problem(form=form, soft=soft, weighted=weighted)
     if sampled:
-        objective = objective.sample(np.arange(2, 20))
+        objective = objective.select(np.arange(2, 20))
     W = point(objective)
     order = np.random.default_rng(4).permutation(objective.n_rows)
-    estimates = [objective.batch_value_and_gradient(W, batch) for batch in np.split(order, 6)]
+    estimates = [objective.minibatch_value_and_gradient(W, batch) for batch in np.split(order, 6)]
     value, gradient = objective.value_and_gradient(W)
     np.testing.assert_allclose(np.mean([v for v, _ in estimates]), value, **CLOSE)
     np.testing.assert_allclose(np.mean([g for _, g in estimates], axis=0), gradient, **CLOSE)
@@ -351,7 +349,7 @@ def test_gap_is_a_bound_and_tight(form, intercept, penalty, kind):
         for share in (1.0, 0.3, 0.01, 1e-4):
             W = best + share * (point(objective, seed, scale) - best)
             value, gradient = objective.value_and_gradient(W)
-            gap = objective.optimality_gap(W, value, gradient)
+            gap = optimality_gap(objective, W, value, gradient)
             distance = value + objective.penalty_l1(W) - least
             assert gap >= distance - 1e-14 * (1 + value)
             assert distance > 0
@@ -367,7 +365,7 @@ def test_gap_without_intercept_is_the_squared_gradient():
         W = best + share * point(objective)
         value, gradient = objective.value_and_gradient(W)
         expected = (gradient**2).sum() / (2 * objective.l2)
-        np.testing.assert_allclose(objective.optimality_gap(W, value, gradient), expected, rtol=1e-9, atol=1e-14)
+        np.testing.assert_allclose(optimality_gap(objective, W, value, gradient), expected, rtol=1e-9, atol=1e-14)
 
 
 @penalties

@@ -15,8 +15,8 @@ from sklearn.utils import check_random_state
 
 from softreg import SoftmaxRegression
 from softreg._objective import Objective
-from softreg._optimizers import SGD, schedule, soft_threshold
-from softreg._rates import automatic_rate
+from softreg._solvers.learning_rates import automatic_rate, schedule
+from softreg._solvers.update_rules import Momentum, soft_threshold
 from softreg._threads import single_threaded_blas
 
 N, D, K = 50, 5, 3
@@ -155,7 +155,7 @@ def test_automatic_settings_are_these():
     """batch_size, learning_rate and eta0 left alone: 256 or n rows, linear, and what automatic_rate says."""
     X, y, _ = data()
     codes, weight = y.astype(np.intp), np.ones(N)
-    rate = automatic_rate(Objective(X, codes, None, None, K, l2=1e-2), N, SGD(0.9, True))
+    rate = automatic_rate(Objective(X, codes, None, None, K, l2=1e-2), N, Momentum(0.9, True).gain)
     model = SoftmaxRegression(solver="sgd", alpha=1e-2, tol=0, max_iter=5, random_state=0).fit(X, y)
     settings = {"alpha": 1e-2, "max_iter": 5, "batch_size": N, "learning_rate": "linear", "eta0": rate}
     same(model, twin(X, np.eye(K)[y], weight, **settings), 1e-11)
@@ -201,14 +201,14 @@ def test_sgd_arrives():
 # --- update rules -------------------------------------------------------------------------------------------
 
 
-def steps(optimizer, rates, seed=0):
+def steps(rule, rates, seed=0):
     """Iterates on a quadratic with gradient H (W - C), and the gradients that were given."""
     rng = np.random.default_rng(seed)
     H, C, W = rng.uniform(0.5, 2, size=(K, D)), rng.normal(size=(K, D)), rng.normal(size=(K, D))
     iterates, gradients = [W.copy()], []
     for rate in rates:
         gradients.append(H * (W - C))
-        optimizer.step(W, gradients[-1].copy(), rate)
+        rule.step(W, gradients[-1].copy(), rate)
         iterates.append(W.copy())
     return iterates, gradients
 
@@ -223,14 +223,14 @@ STEPS = {"rtol": 1e-14, "atol": 1e-14}
 
 
 def test_sgd_without_momentum():
-    iterates, gradients = steps(SGD(), RATES)
+    iterates, gradients = steps(Momentum(), RATES)
     for before, after, g, rate in zip(iterates[:-1], iterates[1:], gradients, RATES, strict=True):
         np.testing.assert_allclose(after, before - rate * g, **STEPS)
 
 
 def test_heavy_ball():
     """Polyak's method at a constant rate: w+ = w - rate g + mu (w - w-)."""
-    iterates, gradients = steps(SGD(0.8), [0.1] * 5)
+    iterates, gradients = steps(Momentum(0.8), [0.1] * 5)
     np.testing.assert_allclose(iterates[1], iterates[0] - 0.1 * gradients[0], **STEPS)
     for (older, before, after), g in zip(triples(iterates), gradients[1:], strict=True):
         np.testing.assert_allclose(after, before - 0.1 * g + 0.8 * (before - older), **STEPS)
@@ -241,7 +241,7 @@ def test_nesterov():
     u+ = W - rate g(W), W+ = u+ + mu (u+ - u). (Sutskever et al. 2013, section 2, in Bengio's change of variables.)
     """
     mu, rate = 0.8, 0.1
-    iterates, gradients = steps(SGD(mu, nesterov=True), [rate] * 5)
+    iterates, gradients = steps(Momentum(mu, nesterov=True), [rate] * 5)
     # the first W looks ahead from rest: u_0 = W_0
     u = iterates[0]
     for before, after, g in zip(iterates[:-1], iterates[1:], gradients, strict=True):
@@ -253,7 +253,7 @@ def test_nesterov():
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_momentum_with_changing_rates(nesterov):
     """v <- mu v + g, W <- W - rate v or W - rate (g + mu v): the rate multiplies the sum of gradients."""
-    iterates, gradients = steps(SGD(0.7, nesterov), RATES)
+    iterates, gradients = steps(Momentum(0.7, nesterov), RATES)
     v = 0
     for before, after, g, rate in zip(iterates[:-1], iterates[1:], gradients, RATES, strict=True):
         v = 0.7 * v + g
@@ -261,26 +261,26 @@ def test_momentum_with_changing_rates(nesterov):
 
 
 def test_nesterov_without_momentum_is_plain():
-    assert np.array_equal(steps(SGD(0.0, nesterov=True), RATES)[0], steps(SGD(), RATES)[0])
+    assert np.array_equal(steps(Momentum(0.0, nesterov=True), RATES)[0], steps(Momentum(), RATES)[0])
 
 
 def test_velocity_keeps_the_memory_order():
-    optimizer, W = SGD(0.9), np.zeros((K, D), np.float32, order="F")
-    optimizer.step(W, np.ones_like(W), 0.1)
-    assert optimizer.velocity.flags.f_contiguous
-    assert optimizer.velocity.dtype == np.float32
+    rule, W = Momentum(0.9), np.zeros((K, D), np.float32, order="F")
+    rule.step(W, np.ones_like(W), 0.1)
+    assert rule.velocity.flags.f_contiguous
+    assert rule.velocity.dtype == np.float32
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_velocity_follows_a_stream_that_changes_its_form(dtype):
     """Dense rows, then CSR ones, whose W lies in memory the other way: the numbers stay with their classes."""
     rng = np.random.default_rng(0)
-    optimizer, (g, h) = SGD(0.5), rng.normal(size=(2, K, D))
+    rule, (g, h) = Momentum(0.5), rng.normal(size=(2, K, D))
     W = np.zeros((K, D))
-    optimizer.step(W, g, 0.1)
+    rule.step(W, g, 0.1)
     W = np.array(W, dtype, order="F")
-    optimizer.step(W, np.array(h, dtype, order="F"), 0.1)
-    assert optimizer.velocity.dtype == dtype
+    rule.step(W, np.array(h, dtype, order="F"), 0.1)
+    assert rule.velocity.dtype == dtype
     # five roundings of numbers of order one
     np.testing.assert_allclose(W, -0.1 * g - 0.1 * (0.5 * g + h), rtol=0, atol=5 * np.finfo(dtype).eps)
 
@@ -321,7 +321,7 @@ def rates(X, batch_size, *, classes=K, l2=0.01, fit_intercept=True, s=None, form
     codes = (np.arange(X.shape[0]) % classes).astype(np.intp)
     objective = Objective(form(X), codes, None, s, classes, l2=l2, fit_intercept=fit_intercept)
     with single_threaded_blas():
-        return automatic_rate(objective, batch_size, SGD())
+        return automatic_rate(objective, batch_size, momentum_gain=1)
 
 
 def steepest(X, rate, l2=0.01, s=None):
