@@ -15,6 +15,7 @@ from sklearn.utils.validation import (
 )
 
 from softreg import _core
+from softreg._design_matrix import design_matrix
 from softreg._memory_layout import ensure_row_major
 from softreg._threads import effective_n_threads, single_threaded_blas
 from softreg._validation import FLOATS, are_distributions
@@ -159,15 +160,10 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         if issparse(coef):
             Z = safe_sparse_dot(X, coef.T.astype(X.dtype, copy=False), dense_output=True) + intercept
             return np.ascontiguousarray(Z, X.dtype)
-        Z = np.empty((X.shape[0], len(coef)), X.dtype)
-        n_threads = effective_n_threads(self.n_jobs)
-        W = np.empty((len(coef), X.shape[1] + 1), X.dtype, order="F" if issparse(X) else "C")
+        design = design_matrix(X, n_threads=effective_n_threads(self.n_jobs))
+        W = design.empty(len(coef))
         W[:, :-1], W[:, -1] = coef, intercept
-        if issparse(X):
-            _core.csr_logits(X.data, X.indices, X.indptr, None, W.T, X.shape[1], Z, n_threads)
-        else:
-            _core.dense_logits(X, None, W, Z, n_threads)
-        return Z
+        return design.logits(W)
 
     def _through(self, kernel, X):
         X = self._check_predict(X)

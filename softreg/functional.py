@@ -16,10 +16,10 @@ B. Fornberg (1988), Generation of finite difference formulas on arbitrarily spac
 """
 
 import numpy as np
-from scipy.sparse import issparse
 from sklearn.utils import assert_all_finite, check_array
 
 from softreg import _core
+from softreg._design_matrix import design_matrix
 from softreg._memory_layout import aligned, ensure_row_major
 from softreg._threads import effective_n_threads, single_threaded_blas
 
@@ -206,25 +206,14 @@ def linear_cross_entropy_grad(X, Y, W, b=None, *, sample_weight=None, label_smoo
     if b.shape != W.shape[:1]:
         raise ValueError(f"b has shape {b.shape}, expected {W.shape[:1]} to match W")
     X, W, b = _same_dtype(X, W, b)
-    (n, d), K = X.shape, len(W)
-    V, Z, dX = np.column_stack([W, b]), np.empty((n, K), X.dtype), np.empty((n, d), X.dtype)
-    dV = np.empty(V.T.shape if issparse(X) else V.shape, X.dtype)
-    n_threads = effective_n_threads(None)
+    design, dX = design_matrix(X, n_threads=effective_n_threads(None)), np.empty(X.shape, X.dtype)
     with single_threaded_blas():
-        if issparse(X):
-            csr = (X.data, X.indices, X.indptr, None)
-            _core.csr_logits(*csr, np.ascontiguousarray(V.T), d, Z, n_threads)
-        else:
-            _core.dense_logits(X, None, V, Z, n_threads)
+        Z = design.logits(design.arranged(np.column_stack([W, b])))
         assert_all_finite(Z, input_name="X W^T + b")
         loss, G = cross_entropy_grad(Z, Y, sample_weight=sample_weight, label_smoothing=label_smoothing)
-        if issparse(X):
-            _core.csr_gradient(*csr, G, d, dV, n_threads)
-            dV = dV.T
-        else:
-            _core.dense_gradient(X, None, G, dV, n_threads)
-        _core.input_gradient(G, W, dX, n_threads)
-    return loss, dV[:, :d].copy(), dV[:, d].copy(), dX
+        dV = design.accumulate(G)
+        _core.input_gradient(G, W, dX, design.n_threads)
+    return loss, np.array(design.coef(dV), order="C"), dV[:, -1].copy(), dX
 
 
 def check_gradient(value_and_grad, x, *, eps=None):
