@@ -1,4 +1,4 @@
-"""``python -m softreg`` prints what a bug report needs to know."""
+"""Print the versions and the hardware that a bug report has to name: ``python -m softreg``."""
 
 from softreg import show_versions
 

@@ -344,7 +344,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
     def _options(self, random_state):
         """Return what the solvers read of the parameters."""
-        names = ("max_iter", "tol", *SOLVERS["sgd"].reads)
+        names = {"max_iter", "tol"}.union(*(row.reads for row in SOLVERS.values()))
         return Options(random_state=random_state, **{name: getattr(self, name) for name in names})
 
     def _start(self, objective, classes, coef_init, intercept_init):

@@ -3,8 +3,10 @@
 import numbers
 import warnings
 from copy import copy
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 
@@ -13,37 +15,50 @@ from softreg._coefficients import penalties
 from softreg._estimator import SoftmaxRegression
 from softreg._solvers import SOLVERS, Start, check_solver, solve, solver_names
 from softreg._threads import single_threaded_blas
+from softreg._typing import Floats, MatrixLike
 from softreg._validation import check_data, check_finite, finite_or_error
 
 L2_SPAN, L1_SPAN = 1e-8, 1e-4  # the weakest penalty of a grid, as a share of the strongest
 
 
-def softmax_path(X, y, *, alphas=10, l1_ratio=0.0, sample_weight=None, **params):
-    """Fit softmax regression for many penalties, each fit starting from the last, from strong to weak.
+def softmax_path(
+    X: MatrixLike, y: ArrayLike, *, alphas: int | ArrayLike = 10, l1_ratio: float = 0.0,
+    sample_weight: ArrayLike | None = None, **params: Any,
+) -> tuple[Floats, Floats, Floats, NDArray[np.integer[Any]]]:  # fmt: skip
+    """Fit softmax regression for many penalties, from strong to weak, each fit starting from the last.
 
     Parameters
     ----------
-    X, y, sample_weight : as in `SoftmaxRegression.fit`
+    X : array or sparse matrix of shape (n, d)
+        Features, as `SoftmaxRegression.fit` takes them.
+    y : array of shape (n,) or (n, K)
+        Labels, or target probabilities.
     alphas : int or array of floats, default=10
-        Strengths of the penalty. A number stands for as many between two that the data give, see
-        `SoftmaxRegressionCV`.
+        Strengths of the penalty, or their number on a grid that the data give, see `SoftmaxRegressionCV`.
     l1_ratio : float, default=0.0
         Share of the L1 penalty, in [0, 1].
-    **params
-        Other parameters of `SoftmaxRegression`; `warm_start` and `early_stopping` have no place here.
+    sample_weight : array of shape (n,), optional
+        Weights, not negative.
+    **params : dict
+        Other parameters of `SoftmaxRegression`, but not `alpha`, `warm_start` or `early_stopping`.
 
     Returns
     -------
     alphas : ndarray of shape (n_alphas,)
         From the largest to the smallest.
     coefs : ndarray of shape (n_alphas, n_classes, n_features), or (n_alphas, 1, n_features) for two classes
+        The `coef_` of each fit.
     intercepts : ndarray of shape (n_alphas, n_classes), or (n_alphas, 1)
+        The `intercept_` of each fit.
     n_iters : ndarray of shape (n_alphas,)
+        The iterations of each fit.
 
     Raises
     ------
     ValueError
         If the data or a parameter cannot be used.
+    TypeError
+        If a parameter is given that has no place in a path.
 
     Examples
     --------
@@ -74,16 +89,17 @@ def check_path(model, l1_ratio, alphas, objective):
 
 
 def fit_path(model, objective, classes, alphas, l1_ratio, score=lambda fitted: None):
-    """Fit the penalties in turn, each from the last.
+    """Fit the penalties in turn, each fit starting from the last.
 
     Parameters
     ----------
-    model : SoftmaxRegression whose other parameters count
-    objective : Objective over the rows to train on; its penalties do not count
+    model : SoftmaxRegression
+        Gives all parameters but `alpha` and `l1_ratio`; not changed.
+    objective : Objective over the rows to train on; its penalties are not used
     classes : array of shape (K,)
     alphas : array, from strong to weak
     l1_ratio : float
-    score : function of an estimator fitted to an alpha
+    score : function of an estimator fitted to one alpha, for the scores
 
     Returns
     -------
@@ -92,19 +108,20 @@ def fit_path(model, objective, classes, alphas, l1_ratio, score=lambda fitted: N
     start, fits = Start(objective.zeros()), []
     row = SOLVERS[solver_names(model.solver, l1_ratio > 0)[-1]]
     for alpha in alphas.tolist():
-        part = objective.with_penalties(*penalties(alpha, l1_ratio, len(classes)))
+        penalised = objective.with_penalties(*penalties(alpha, l1_ratio, len(classes)))
         with single_threaded_blas(), finite_or_error(objective):
             options = model._options(check_random_state(model.random_state))
-            result = solve(model.solver, part, start, options, Monitor(model, part.n_rows, row))
+            result = solve(model.solver, penalised, start, options, Monitor(model, penalised.n_rows, row))
             check_finite(result.W, result.loss)
         start = Start(result.W, preconditioner=result.preconditioner)
         fitted = copy(model).set_params(alpha=alpha, l1_ratio=l1_ratio)
-        fitted._set_fitted_attributes(part, result.W, classes)
+        fitted._set_fitted_attributes(penalised, result.W, classes)
         fits.append((fitted.coef_, fitted.intercept_, len(result.history), result.converged, score(fitted)))
     return tuple(zip(*fits, strict=True))
 
 
 def warn_of_path(tol, converged, stacklevel):
+    """Give a ConvergenceWarning if not all fits converged; converged is a bool array of any shape."""
     if not converged.all():
         warnings.warn(
             f"{np.sum(~converged)} of {converged.size} fits along the path stopped before they converged to tol={tol}. "
@@ -118,7 +135,10 @@ def warn_of_path(tol, converged, stacklevel):
 
 
 def alpha_grid(alphas, l1_ratios, objective):
-    """Return the alphas, from the largest to the smallest."""
+    """Return the alphas as an array, from the largest to the smallest.
+
+    A number of them stands for as many between the largest and the smallest that the data of the objective give.
+    """
     if not isinstance(alphas, numbers.Integral):
         return np.sort(check_numbers(alphas, "alphas", np.inf))[::-1]
     if alphas < 1:
@@ -131,10 +151,10 @@ def alpha_grid(alphas, l1_ratios, objective):
 
 
 def _alpha_max(objective, l1_ratio):
-    """Return the alpha from which the penalty has the say.
+    """Return the largest alpha of a grid.
 
-    l1: the smallest at which all coefficients are zero, the largest entry of the gradient there over l1_ratio.
-    l2: half of the features' total variance, which bounds the curvature of the loss (Böhning 1992).
+    For l1: the smallest alpha at which all coefficients are zero, that is the largest entry of the gradient there over
+    l1_ratio. For l2: half of the features' total variance, which bounds the curvature of the loss (Böhning 1992).
     """
     M = objective.class_moments()
     d, centred = objective.n_features, objective.fit_intercept
@@ -143,13 +163,13 @@ def _alpha_max(objective, l1_ratio):
         shares = M[:, d:] if centred else 1 / objective.n_classes
         return float(np.abs(shares * mean - M[:, :d]).max() / l1_ratio) or 1.0
     squares = np.average(objective.design.row_squared_norms(), weights=objective.sample_weight)
-    # rounding may leave nothing of a variance that is far smaller than the mean
+    # rounding may cancel all of a variance that is far smaller than the squared mean
     return 0.5 * float(max(squares - centred * mean @ mean, 1e-6 * squares)) or 1.0
 
 
-def check_numbers(values, name, most):
-    """Return a list of numbers in [0, most] as an array."""
+def check_numbers(values, name, largest):
+    """Return a list of numbers in [0, largest] as an array; name is that of the parameter, for the error."""
     numbers = check_array(values, dtype=np.float64, ensure_2d=False, input_name=name)
-    if numbers.ndim != 1 or numbers.min() < 0 or numbers.max() > most:
-        raise ValueError(f"{name} must be a list of numbers from 0 to {most}; got {values!r}")
+    if numbers.ndim != 1 or numbers.min() < 0 or numbers.max() > largest:
+        raise ValueError(f"{name} must be a list of numbers from 0 to {largest}; got {values!r}")
     return numbers

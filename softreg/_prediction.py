@@ -1,6 +1,9 @@
 """Prediction from `coef_`, `intercept_` and `classes_`: logits, classes, probabilities, and the gradient in X."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.linear_model._base import SparseCoefMixin
@@ -15,51 +18,160 @@ from sklearn.utils.validation import (
 )
 
 from softreg import _core
+from softreg._design_matrix import design_matrix
 from softreg._memory_layout import ensure_row_major
 from softreg._threads import effective_n_threads, single_threaded_blas
+from softreg._typing import Floats, MatrixLike
 from softreg._validation import FLOATS, are_distributions
 from softreg.functional import _check_targets, _check_weights
 
 
 class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
-    """What a fitted linear softmax classifier can do; `n_jobs` is its parameter for threads."""
+    """Prediction methods of fitted linear softmax classifiers.
 
-    def decision_function(self, X):
-        """Logits of shape (n, n_classes), or (n,) for two classes: then positive means ``classes_[1]``.
+    They read the attributes `coef_`, `intercept_` and `classes_` and the parameters `n_jobs` and `label_smoothing`.
+    """
 
-        They are at most half of the dtype's largest number: a row of larger ones is shifted and clipped, and keeps
+    # fitted attributes, which estimators set and users may replace
+    coef_: Any
+    intercept_: Any
+    classes_: Any
+    n_jobs: int | None
+    label_smoothing: float
+
+    def decision_function(self, X: MatrixLike) -> Floats:
+        """Return the logits of the rows of X.
+
+        They are at most half of the dtype's largest number. A row of larger ones is shifted and clipped, and keeps
         its order.
 
         Parameters
         ----------
-        X : array or sparse matrix of shape (n, d)
+        X : array or sparse matrix of shape (n, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        Z : array of shape (n, n_classes), or (n,) for two classes
+            Logits in the order of ``classes_``. For two classes a positive one means ``classes_[1]``.
+
+        Raises
+        ------
+        ValueError
+            If X has other features than the training data, or holds NaN or infinity.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.decision_function([[0.0], [3.0]]).shape
+        (2,)
         """
         X = self._check_predict(X)
         Z = self._logits(X, *self._weights())
         return Z.ravel() if Z.shape[1] == 1 else Z
 
-    def predict(self, X):
-        """The most probable class of each row of X, shape (n,)."""
-        scores = self.decision_function(X)
-        return np.asarray(self.classes_)[(scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)]
-
-    def predict_proba(self, X):
-        """Probabilities of the classes, in the order of ``classes_``: shape (n, n_classes).
-
-        Where logits overflow they are the limit of the softmax, never NaN.
-        """
-        return self._through(_core.softmax, X)
-
-    def predict_log_proba(self, X):
-        """Logarithms of the probabilities, from the logits: right also where a probability rounds to zero."""
-        return self._through(_core.log_softmax, X)
-
-    def score(self, X, y, sample_weight=None):
-        """Accuracy: the share of the rows of X whose predicted class is right.
+    def predict(self, X: MatrixLike) -> NDArray[Any]:
+        """Return the most probable class of each row of X.
 
         Parameters
         ----------
-        X : array or sparse matrix of shape (n, d)
+        X : array or sparse matrix of shape (n, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        y : array of shape (n,)
+            Entries of ``classes_``.
+
+        Raises
+        ------
+        ValueError
+            If X has other features than the training data, or holds NaN or infinity.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.predict([[0.0], [3.0]]).tolist()
+        ['a', 'b']
+        """
+        scores = self.decision_function(X)
+        return np.asarray(self.classes_)[(scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)]
+
+    def predict_proba(self, X: MatrixLike) -> Floats:
+        """Return the probabilities of the classes for each row of X.
+
+        Where logits overflow they are the limit of the softmax, never NaN.
+
+        Parameters
+        ----------
+        X : array or sparse matrix of shape (n, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        P : array of shape (n, n_classes)
+            Probabilities in the order of ``classes_``.
+
+        Raises
+        ------
+        ValueError
+            If X has other features than the training data, or holds NaN or infinity.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.predict_proba([[1.5]]).round(3).tolist()
+        [[0.5, 0.5]]
+        """
+        return self._through(_core.softmax, X)
+
+    def predict_log_proba(self, X: MatrixLike) -> Floats:
+        """Return the logarithms of the probabilities for each row of X.
+
+        They are computed from the logits, and so are right where a probability rounds to zero.
+
+        Parameters
+        ----------
+        X : array or sparse matrix of shape (n, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        log_P : array of shape (n, n_classes)
+            Logarithms of probabilities in the order of ``classes_``.
+
+        Raises
+        ------
+        ValueError
+            If X has other features than the training data, or holds NaN or infinity.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.predict_log_proba([[1.5]]).round(3).tolist()
+        [[-0.693, -0.693]]
+        """
+        return self._through(_core.log_softmax, X)
+
+    def score(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Return the accuracy: the share of the rows of X whose predicted class is right.
+
+        Parameters
+        ----------
+        X : array or sparse matrix of shape (n, n_features)
+            Rows to predict.
         y : array of shape (n,) or (n, n_classes)
             Labels, or target probabilities: the most probable class is then the right one.
         sample_weight : array of shape (n,), optional
@@ -68,11 +180,21 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         Returns
         -------
         score : float
+            The accuracy, in [0, 1].
 
         Raises
         ------
         ValueError
             If X, y or the weights cannot be used.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.score([[0.0], [3.0]], ["a", "b"])
+        1.0
         """
         predicted = self.predict(X)
         if are_distributions(y):
@@ -80,15 +202,36 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
             y = np.asarray(self.classes_)[targets.argmax(axis=1)]
         return accuracy_score(y, predicted, sample_weight=_check_weights(sample_weight, len(predicted), np.float64))
 
-    def input_gradient(self, X, y):
-        """The gradient of the mean cross-entropy over the rows of X with respect to X, shape (n, d).
+    def input_gradient(self, X: MatrixLike, y: ArrayLike) -> Floats:
+        """Return the gradient of the mean cross-entropy over the rows of X with respect to X.
 
-        It is (P - Y) W / n: what a layer that produced X needs to go on with backpropagation.
+        The gradient is (P - Y) W / n. A layer that produced X goes on with backpropagation from there.
 
         Parameters
         ----------
-        X : array or sparse matrix of shape (n, d)
-        y : labels of shape (n,), or target probabilities of shape (n, n_classes)
+        X : array or sparse matrix of shape (n, n_features)
+            Rows to differentiate at.
+        y : array of shape (n,) or (n, n_classes)
+            Labels, or target probabilities.
+
+        Returns
+        -------
+        dX : array of shape (n, n_features)
+            The gradient, dense.
+
+        Raises
+        ------
+        ValueError
+            If X or y cannot be used, or y has a label that is not in ``classes_``.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.input_gradient([[1.5]], ["b"]).shape
+        (1, 1)
         """
         X = self._check_predict(X)
         if len(np.shape(y)) == 2:
@@ -112,14 +255,18 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         return out
 
     def _check_predict(self, X):
+        """Return X as the kernels take it; NaN and infinity are found later, in the logits."""
         check_is_fitted(self)
-        # what is not finite is looked for in the logits; zeros that a sparse `coef_` leaves out would hide it
+        # a NaN of X shows in the logits; but not where a sparse `coef_` leaves out the zero that would meet it
         finite = issparse(self.coef_)
         X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_all_finite=finite)
         return ensure_row_major(X)
 
     def _weights(self):
-        """`coef_` (one row for two classes, dense or sparse) and `intercept_` as floats, whoever has set them."""
+        """Return `coef_` and `intercept_` as floats, or raise an error: users may have set them.
+
+        For two classes they have one row. `coef_` may be sparse.
+        """
         rows = 1 if len(self.classes_) == 2 else len(self.classes_)
         coef = self.coef_ if issparse(self.coef_) else _floats(self.coef_, "coef_")
         intercept = _floats(self.intercept_, "intercept_")
@@ -130,7 +277,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         return coef, np.broadcast_to(intercept, (rows,))
 
     def _class_logits(self, X):
-        """One column of logits a class, and the coefficients that made them, also for two classes."""
+        """Return the logits (n, n_classes) and the coefficients (n_classes, d), with two columns for two classes."""
         coef, intercept = self._weights()
         if issparse(coef):
             coef = coef.toarray()
@@ -140,6 +287,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         return self._logits(X, coef, intercept), coef
 
     def _logits(self, X, coef, intercept):
+        """Return the logits of the rows of X, (n, rows of coef); those that overflow are saturated."""
         if X.shape[1] != coef.shape[1]:
             raise ValueError(f"coef_ has shape {coef.shape}, but X has {X.shape[1]} features")
         with np.errstate(over="ignore", invalid="ignore"), single_threaded_blas():
@@ -156,20 +304,17 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         return Z
 
     def _plain_logits(self, X, coef, intercept):
+        """Return X coef^T + intercept, which may overflow, in the dtype of X."""
         if issparse(coef):
             Z = safe_sparse_dot(X, coef.T.astype(X.dtype, copy=False), dense_output=True) + intercept
             return np.ascontiguousarray(Z, X.dtype)
-        Z = np.empty((X.shape[0], len(coef)), X.dtype)
-        n_threads = effective_n_threads(self.n_jobs)
-        W = np.empty((len(coef), X.shape[1] + 1), X.dtype, order="F" if issparse(X) else "C")
+        design = design_matrix(X, n_threads=effective_n_threads(self.n_jobs))
+        W = design.empty(len(coef))
         W[:, :-1], W[:, -1] = coef, intercept
-        if issparse(X):
-            _core.csr_logits(X.data, X.indices, X.indptr, None, W.T, X.shape[1], Z, n_threads)
-        else:
-            _core.dense_logits(X, None, W, Z, n_threads)
-        return Z
+        return design.logits(W)
 
     def _through(self, kernel, X):
+        """Return the rows that the kernel makes of the logits of X, (n, n_classes)."""
         X = self._check_predict(X)
         Z, _ = self._class_logits(X)
         kernel(Z, Z, effective_n_threads(self.n_jobs))
@@ -177,7 +322,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
 
 
 def _floats(values, name):
-    """An attribute as an array of float32 or float64."""
+    """Return an attribute as an array of float32 or float64."""
     try:
         values = np.asarray(values)
         return values if values.dtype in FLOATS else values.astype(np.float64, casting="same_kind")
@@ -186,11 +331,11 @@ def _floats(values, name):
 
 
 def saturated_logits(X, coef, intercept, limit):
-    """Logits of rows of X that overflow, within [-limit, limit], as float64 (n, rows of coef).
+    """Return logits of rows of X that overflow, within [-limit, limit], as float64 (n, rows of coef).
 
     They are computed from X and coef divided by powers of two: no sum overflows, and infinities do not cancel to NaN.
     Where there are several classes, each row is then shifted by one number, which softmax does not see, so that its
-    largest logit fits in; what is still below -limit is -limit.
+    largest logit fits in. A logit still below -limit becomes -limit.
     """
     largest = abs(X).max(axis=1)
     largest = largest.toarray().ravel() if issparse(largest) else largest

@@ -1,4 +1,4 @@
-"""What a bug report needs to know."""
+"""The versions and the hardware that a bug report has to name."""
 
 import platform
 import sys
@@ -13,7 +13,7 @@ PACKAGES = ("softreg", "numpy", "scipy", "scikit-learn", "threadpoolctl", "jobli
 LEVELS = {4: "x86-64-v4 (AVX-512)", 3: "x86-64-v3 (AVX2, FMA)", 0: "portable"}
 
 
-def show_versions():
+def show_versions() -> None:
     """Print versions, the SIMD level in use, OpenMP, BLAS and thread counts.
 
     Examples

@@ -1,10 +1,10 @@
 """The mathematics of softmax regression as validated functions over the compiled kernels.
 
-Logits Z are one row (K,) or a batch (n, K), K >= 1; results have the same form. float32 and float64 are kept,
-where two arrays differ the wider one wins, everything else becomes float64. Targets Y are integer codes or
+Logits Z are one row (K,) or a batch (n, K), K >= 1; results have the same form. float32 and float64 are kept. Where
+two arrays differ, the wider dtype is used; everything else becomes float64. Targets Y are class codes or
 distributions over the classes 0..K-1; they and sample weights follow the dtype of the logits. Inputs are not
-modified. `out` receives the result and may be one of the inputs. A wrong shape or dtype, NaN or infinity, and
-whatever else cannot be used raises a ValueError that names the argument.
+modified. `out` receives the result and may be one of the inputs. An argument that cannot be used (a wrong shape or
+dtype, NaN, infinity) raises a ValueError that names it.
 
 References
 ----------
@@ -15,35 +15,42 @@ P. Blanchard et al. (2021), Accurately computing the log-sum-exp and softmax fun
 B. Fornberg (1988), Generation of finite difference formulas on arbitrarily spaced grids, Math. Comp. 51.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-from scipy.sparse import issparse
+from numpy.typing import ArrayLike
 from sklearn.utils import assert_all_finite, check_array
 
 from softreg import _core
+from softreg._design_matrix import design_matrix
 from softreg._memory_layout import aligned, ensure_row_major
 from softreg._threads import effective_n_threads, single_threaded_blas
+from softreg._typing import Floats, MatrixLike
 
 __all__ = ["check_gradient", "cross_entropy", "cross_entropy_grad", "linear_cross_entropy_grad"]
 __all__ += ["log_softmax", "logsumexp", "softmax", "softmax_jacobian", "softmax_vjp"]
 
 
-def softmax(Z, *, out=None):
-    """Probabilities ``p_k = exp(z_k) / sum_j exp(z_j)``, safe for all finite logits (Bridle 1990).
+def softmax(Z: ArrayLike, *, out: Floats | None = None) -> Floats:
+    """Return the probabilities ``p_k = exp(z_k) / sum_j exp(z_j)``, safe for all finite logits (Bridle 1990).
 
     Parameters
     ----------
     Z : array of shape (K,) or (n, K)
-    out : C-contiguous array of the shape and dtype of the result, optional
+        Logits: one row, or a batch of n rows.
+    out : array of the shape and dtype of the result, optional
+        C-contiguous array that receives the result; it may be Z itself.
 
     Returns
     -------
-    P : array like Z
-        Every row sums to one.
+    P : array of the shape of Z
+        The probabilities: every row sums to one.
 
     Raises
     ------
     ValueError
-        If Z has another shape or a value that is not finite, or out does not fit.
+        If Z has another shape or a value that is not finite, or `out` does not fit.
 
     Examples
     --------
@@ -54,10 +61,25 @@ def softmax(Z, *, out=None):
     return _run(_core.softmax, out, Z=_check_logits(Z))
 
 
-def log_softmax(Z, *, out=None):
-    """``z_k - logsumexp(z)``, exact where the probability rounds to zero (Blanchard et al. 2021).
+def log_softmax(Z: ArrayLike, *, out: Floats | None = None) -> Floats:
+    """Return ``z_k - logsumexp(z)``, exact where the probability rounds to zero (Blanchard et al. 2021).
 
-    Takes, returns and raises what :func:`softmax` does. Results stop at the dtype's lowest finite number.
+    Parameters
+    ----------
+    Z : array of shape (K,) or (n, K)
+        Logits: one row, or a batch of n rows.
+    out : array of the shape and dtype of the result, optional
+        C-contiguous array that receives the result; it may be Z itself.
+
+    Returns
+    -------
+    log_P : array of the shape of Z
+        The logarithms of the probabilities, at least the lowest finite number of the dtype.
+
+    Raises
+    ------
+    ValueError
+        If Z has another shape or a value that is not finite, or `out` does not fit.
 
     Examples
     --------
@@ -67,10 +89,23 @@ def log_softmax(Z, *, out=None):
     return _run(_core.log_softmax, out, Z=_check_logits(Z))
 
 
-def logsumexp(Z):
-    """``log(sum_k exp(z_k))``, shifted by the largest logit (Blanchard et al. 2021).
+def logsumexp(Z: ArrayLike) -> Any:
+    """Return ``log(sum_k exp(z_k))``, shifted by the largest logit (Blanchard et al. 2021).
 
-    Takes and raises what :func:`softmax` does, without `out`. Returns (n,) numbers, or a scalar for one row.
+    Parameters
+    ----------
+    Z : array of shape (K,) or (n, K)
+        Logits: one row, or a batch of n rows.
+
+    Returns
+    -------
+    values : array of shape (n,), or scalar for one row
+        One number for each row.
+
+    Raises
+    ------
+    ValueError
+        If Z has another shape or a value that is not finite.
 
     Examples
     --------
@@ -80,15 +115,27 @@ def logsumexp(Z):
     Z = _check_logits(Z)
     out = np.empty(np.atleast_2d(Z).shape[0], Z.dtype)
     if not _core.logsumexp(np.atleast_2d(Z), out, effective_n_threads(None)):
-        _raise_for_what_is_not_finite(Z=Z)
+        _raise_not_finite(Z=Z)
     return out if Z.ndim == 2 else out[0]
 
 
-def softmax_jacobian(Z):
-    """``J = diag(p) - p p^T`` (Bridle 1990; as the curvature of the likelihood, Böhning 1992).
+def softmax_jacobian(Z: ArrayLike) -> Floats:
+    """Return ``J = diag(p) - p p^T`` (Bridle 1990; as the curvature of the likelihood, Böhning 1992).
 
-    Takes and raises what :func:`softmax` does, without `out`. Returns J, (K, K) or (n, K, K): symmetric, its
-    rows sum to zero, and ``J[..., i, j]`` is the derivative of ``p_i`` with respect to ``z_j``.
+    Parameters
+    ----------
+    Z : array of shape (K,) or (n, K)
+        Logits: one row, or a batch of n rows.
+
+    Returns
+    -------
+    J : array of shape (K, K) or (n, K, K)
+        ``J[..., i, j]`` is the derivative of ``p_i`` with respect to ``z_j``. J is symmetric, and its rows sum to zero.
+
+    Raises
+    ------
+    ValueError
+        If Z has another shape or a value that is not finite.
 
     Examples
     --------
@@ -105,10 +152,27 @@ def softmax_jacobian(Z):
     return J
 
 
-def softmax_vjp(Z, U, *, out=None):
-    """``J^T u = t - (1^T t) p`` with ``t = p * u``: a gradient in p carried back to the logits (Bridle 1990).
+def softmax_vjp(Z: ArrayLike, U: ArrayLike, *, out: Floats | None = None) -> Floats:
+    """Carry a gradient in p back to the logits: ``J^T u = t - (1^T t) p`` with ``t = p * u`` (Bridle 1990).
 
-    Takes, returns and raises what :func:`softmax` does, and U, an array like Z: the gradient in p.
+    Parameters
+    ----------
+    Z : array of shape (K,) or (n, K)
+        Logits: one row, or a batch of n rows.
+    U : array of the shape of Z
+        The gradient with respect to the probabilities.
+    out : array of the shape and dtype of the result, optional
+        C-contiguous array that receives the result; it may be Z or U itself.
+
+    Returns
+    -------
+    V : array of the shape of Z
+        The gradient with respect to the logits.
+
+    Raises
+    ------
+    ValueError
+        If Z or U has another shape or a value that is not finite, or `out` does not fit.
 
     Examples
     --------
@@ -122,23 +186,30 @@ def softmax_vjp(Z, U, *, out=None):
     return _run(_core.softmax_vjp, out, Z=Z, U=U)
 
 
-def cross_entropy(Z, Y, *, sample_weight=None, label_smoothing=0.0, reduction="mean"):
-    """``-sum_k y_k log softmax(z)_k`` of each row times its weight (Bridle 1990), averaged or summed.
+def cross_entropy(
+    Z: ArrayLike, Y: ArrayLike, *, sample_weight: ArrayLike | None = None, label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Any:  # fmt: skip
+    """Return the cross-entropy ``-sum_k y_k log softmax(z)_k`` of the rows times their weights (Bridle 1990).
 
     Parameters
     ----------
     Z : array of shape (K,) or (n, K)
-    Y : integer codes of shape () for one row, else (n,), or distributions like Z
-        A distribution is not negative and sums to one, up to the square root of its dtype's machine epsilon.
-    sample_weight : array of shape (n,) or number, not negative; None stands for ones
-    label_smoothing : float in [0, 1)
-        Replaces ``y`` by ``(1 - label_smoothing) y + label_smoothing / K`` (Szegedy et al. 2016).
-    reduction : {"mean", "sum", "none"}
+        Logits: one row, or a batch of n rows.
+    Y : array of shape (n,) or (n, K)
+        Class codes, int, or target distributions; for one row of logits of shape () or (K,). A distribution is not
+        negative and sums to one, up to the square root of its dtype's machine epsilon.
+    sample_weight : array of shape (n,) or float, default=None
+        Weights of the rows, not negative; None stands for ones.
+    label_smoothing : float, default=0.0
+        Replaces ``y`` by ``(1 - label_smoothing) y + label_smoothing / K`` (Szegedy et al. 2016); in [0, 1).
+    reduction : {"mean", "sum", "none"}, default="mean"
         "mean" divides by the sum of the weights; "none" keeps the weighted losses of the rows.
 
     Returns
     -------
-    loss : float, summed in float64; with "none" an (n,) array, or a scalar for one row, of the dtype of Z
+    loss : float, or array of shape (n,) for reduction="none"
+        The mean or the sum, computed in float64; or the losses in the dtype of Z, a scalar for one row.
 
     Raises
     ------
@@ -153,15 +224,39 @@ def cross_entropy(Z, Y, *, sample_weight=None, label_smoothing=0.0, reduction="m
     return _cross_entropy(Z, Y, sample_weight, label_smoothing, reduction, False, None)[0]
 
 
-def cross_entropy_grad(Z, Y, *, sample_weight=None, label_smoothing=0.0, reduction="mean", out=None):
-    """:func:`cross_entropy` and its gradient ``s (p - y)``, divided by ``sum(s)`` for "mean" (Bridle 1990).
+def cross_entropy_grad(
+    Z: ArrayLike, Y: ArrayLike, *, sample_weight: ArrayLike | None = None, label_smoothing: float = 0.0,
+    reduction: str = "mean", out: Floats | None = None,
+) -> tuple[Any, Floats]:  # fmt: skip
+    """Return :func:`cross_entropy` and its gradient ``s (p - y)``, divided by ``sum(s)`` for "mean" (Bridle 1990).
 
-    Takes and raises what :func:`cross_entropy` does, and `out` for the gradient as :func:`softmax` does.
+    Parameters
+    ----------
+    Z : array of shape (K,) or (n, K)
+        Logits: one row, or a batch of n rows.
+    Y : array of shape (n,) or (n, K)
+        Class codes, int, or target distributions; for one row of logits of shape () or (K,). A distribution is not
+        negative and sums to one, up to the square root of its dtype's machine epsilon.
+    sample_weight : array of shape (n,) or float, default=None
+        Weights of the rows, not negative; None stands for ones.
+    label_smoothing : float, default=0.0
+        Replaces ``y`` by ``(1 - label_smoothing) y + label_smoothing / K`` (Szegedy et al. 2016); in [0, 1).
+    reduction : {"mean", "sum", "none"}, default="mean"
+        "mean" divides by the sum of the weights; "none" keeps the weighted losses of the rows.
+    out : array of the shape and dtype of the result, optional
+        C-contiguous array that receives the gradient; it may be Z itself.
 
     Returns
     -------
-    loss, G : as :func:`cross_entropy` returns it, and an array like Z
-        G is the derivative of the loss; with "none", of the sum of the losses.
+    loss : float, or array of shape (n,) for reduction="none"
+        As :func:`cross_entropy` returns it.
+    G : array of the shape of Z
+        The derivative of the loss with respect to Z; with "none", of the sum of the losses.
+
+    Raises
+    ------
+    ValueError
+        If an argument is none of the above, or a mean is asked of weights that sum to zero.
 
     Examples
     --------
@@ -172,24 +267,44 @@ def cross_entropy_grad(Z, Y, *, sample_weight=None, label_smoothing=0.0, reducti
     return _cross_entropy(Z, Y, sample_weight, label_smoothing, reduction, True, out)
 
 
-def linear_cross_entropy_grad(X, Y, W, b=None, *, sample_weight=None, label_smoothing=0.0):
-    """Weighted mean cross-entropy of the logits ``X W^T + b``, and its gradients (Böhning 1992).
+def linear_cross_entropy_grad(
+    X: MatrixLike, Y: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, *,
+    sample_weight: ArrayLike | None = None, label_smoothing: float = 0.0,
+) -> tuple[float, Floats, Floats, Floats]:  # fmt: skip
+    """Return the weighted mean cross-entropy of the logits ``X W^T + b``, and its gradients (Böhning 1992).
 
-    With ``G = s (P - Y) / sum(s)`` they are ``G^T X`` in W, ``sum_i G_i`` in b and ``G W`` in X. Raises what
-    :func:`cross_entropy` does, also where W or b does not match X, or the logits overflow.
+    With ``G = s (P - Y) / sum(s)`` they are ``G^T X`` in W, ``sum_i G_i`` in b and ``G W`` in X.
 
     Parameters
     ----------
-    X : array or sparse matrix of shape (n, d); a sparse one is used in CSR form
-    Y : integer codes of shape (n,) or distributions of shape (n, K)
+    X : array or sparse matrix of shape (n, d)
+        Features; a sparse X is used in CSR form.
+    Y : array of shape (n,) or (n, K)
+        Class codes, int, or target distributions, as :func:`cross_entropy` takes them.
     W : array of shape (K, d)
-    b : array of shape (K,); None stands for zeros
-    sample_weight, label_smoothing : as in :func:`cross_entropy`
+        Coefficients.
+    b : array of shape (K,), default=None
+        Intercepts; None stands for zeros.
+    sample_weight : array of shape (n,) or float, default=None
+        Weights of the rows, not negative; None stands for ones.
+    label_smoothing : float, default=0.0
+        Replaces ``y`` by ``(1 - label_smoothing) y + label_smoothing / K`` (Szegedy et al. 2016); in [0, 1).
 
     Returns
     -------
     loss : float
-    dW, db, dX : arrays of shape (K, d), (K,) and (n, d), dense
+        The mean cross-entropy.
+    dW : array of shape (K, d)
+        Its gradient with respect to W.
+    db : array of shape (K,)
+        Its gradient with respect to b.
+    dX : array of shape (n, d)
+        Its gradient with respect to X, dense.
+
+    Raises
+    ------
+    ValueError
+        If an argument is none of the above, W or b does not match X, the weights sum to zero, or the logits overflow.
 
     Examples
     --------
@@ -206,49 +321,47 @@ def linear_cross_entropy_grad(X, Y, W, b=None, *, sample_weight=None, label_smoo
     if b.shape != W.shape[:1]:
         raise ValueError(f"b has shape {b.shape}, expected {W.shape[:1]} to match W")
     X, W, b = _same_dtype(X, W, b)
-    (n, d), K = X.shape, len(W)
-    V, Z, dX = np.column_stack([W, b]), np.empty((n, K), X.dtype), np.empty((n, d), X.dtype)
-    dV = np.empty(V.T.shape if issparse(X) else V.shape, X.dtype)
-    n_threads = effective_n_threads(None)
+    design, dX = design_matrix(X, n_threads=effective_n_threads(None)), np.empty(X.shape, X.dtype)
     with single_threaded_blas():
-        if issparse(X):
-            csr = (X.data, X.indices, X.indptr, None)
-            _core.csr_logits(*csr, np.ascontiguousarray(V.T), d, Z, n_threads)
-        else:
-            _core.dense_logits(X, None, V, Z, n_threads)
+        Z = design.logits(design.arranged(np.column_stack([W, b])))
         assert_all_finite(Z, input_name="X W^T + b")
         loss, G = cross_entropy_grad(Z, Y, sample_weight=sample_weight, label_smoothing=label_smoothing)
-        if issparse(X):
-            _core.csr_gradient(*csr, G, d, dV, n_threads)
-            dV = dV.T
-        else:
-            _core.dense_gradient(X, None, G, dV, n_threads)
-        _core.input_gradient(G, W, dX, n_threads)
-    return loss, dV[:, :d].copy(), dV[:, d].copy(), dX
+        dV = design.accumulate(G)
+        _core.input_gradient(G, W, dX, design.n_threads)
+    return loss, np.array(design.coef(dV), order="C"), dV[:, -1].copy(), dX
 
 
-def check_gradient(value_and_grad, x, *, eps=None):
+def check_gradient(
+    value_and_grad: Callable[[Any], tuple[Any, Any]], x: ArrayLike, *, eps: float | None = None
+) -> tuple[float, tuple[int, ...]]:
     """Compare a gradient with central five-point differences (Fornberg 1988).
 
-    ``f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h``, in one entry of x at a time. Errors are
-    relative to the larger of the two derivatives; those under ``sqrt(e) |f| / h``, e the machine epsilon, are
-    too small for differences to resolve and count as that large. So a right gradient stays under some ``6
-    sqrt(e)`` (1e-7, and 2e-3 in float32); a wrong entry comes out far above that, up to 2. An argument that
-    cannot be used, and a gradient of another shape than x, raises a ValueError.
+    They are ``f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h``, in one entry of x at a time. Errors are
+    relative to the larger of the two derivatives. A derivative under ``sqrt(e) |f| / h``, e the machine epsilon, is
+    too small for differences to resolve and counts as that large. So a right gradient stays under some ``6 sqrt(e)``
+    (1e-7, and 2e-3 in float32); a wrong entry comes out far above that, up to 2.
 
     Parameters
     ----------
     value_and_grad : callable
         ``value_and_grad(x)`` returns a number and its gradient, an array like x.
-    x : array of any shape, not empty; the function gets arrays of its shape and dtype (float32, else float64)
-    eps : positive float, optional
-        Step h for entries up to one in size; larger entries step in proportion. The default ``e**(1/5)``
+    x : array of any shape, not empty
+        The point to compare at. The function gets arrays of its shape and dtype (float32, else float64).
+    eps : float, optional
+        Step h for entries up to one in size, positive; larger entries step in proportion. The default ``e**(1/5)``
         balances the truncation, of order ``h**4``, with the rounding, of order ``e / h``.
 
     Returns
     -------
-    error, index : float and tuple of int
-        The worst relative error, NaN if the function returned NaN, and where it stands in x.
+    error : float
+        The largest relative error, NaN if the function returned NaN.
+    index : tuple of int
+        Where it stands in x.
+
+    Raises
+    ------
+    ValueError
+        If x or eps cannot be used, or the gradient has another shape than x.
 
     Examples
     --------
@@ -282,9 +395,9 @@ _FLOATS = [np.float64, np.float32]
 
 
 def _check_floats(x, name, dtype=_FLOATS, finite=True):
-    """`x` as a C-contiguous, aligned array of any shape, copied only where it has to be.
+    """Return `x` as a C-contiguous, aligned array of any shape; copied only where it is not one already.
 
-    Without `finite` the caller looks for what is not finite: a kernel does so on its way.
+    With finite=False NaN and infinity pass: the caller's kernel looks for them while it reads.
     """
     if not finite and type(x) is np.ndarray and x.dtype in dtype and x.flags.c_contiguous and x.flags.aligned:
         return x  # check_array would say the same, in a time that counts beside small kernels
@@ -295,21 +408,24 @@ def _check_floats(x, name, dtype=_FLOATS, finite=True):
 
 
 def _check_logits(Z):
-    """`Z` as the kernels take it; they tell whether it is finite."""
+    """Return `Z` as the kernels take it, (K,) or (n, K); the kernels tell whether it is finite."""
     Z = _check_floats(Z, "Z", finite=False)
     if Z.ndim not in (1, 2) or Z.shape[-1] == 0:
         raise ValueError(f"Z has shape {Z.shape}, expected (K,) or (n, K) with K >= 1")
     return Z
 
 
-def _raise_for_what_is_not_finite(**inputs):
-    """Raise the error that names the input which a kernel found not to be finite."""
+def _raise_not_finite(**inputs):
+    """Raise the ValueError that names the first of the inputs which is not finite."""
     for name, x in inputs.items():
         assert_all_finite(x, input_name=name)
 
 
 def _check_targets(Y, shape, dtype):
-    """What the kernels take: (codes, None) or (None, targets) for logits of `shape` (n, K) or (K,)."""
+    """Return the targets as the kernels take them, for logits of `shape` (n, K) or (K,).
+
+    That is (codes, None) with codes (n,) intp, or (None, targets) with targets (n, K) of the given dtype.
+    """
     K = shape[-1]
     if type(Y) is np.ndarray and Y.dtype == np.intp and Y.shape == shape[:-1] == Y.shape[:1] and Y.flags.carray:
         if Y.view(np.uintp).max(initial=0) < K:  # negative codes are large ones there
@@ -339,7 +455,7 @@ def _check_targets(Y, shape, dtype):
 
 
 def _check_weights(sample_weight, n, dtype):
-    """Weights as an (n,) array, or None for ones; a number stands for n equal weights."""
+    """Return the weights as an (n,) array, or None for ones; a number stands for n equal weights."""
     if sample_weight is None:
         return None
     s = _check_floats(sample_weight, "sample_weight", dtype)
@@ -353,21 +469,23 @@ def _check_weights(sample_weight, n, dtype):
 
 
 def _same_dtype(*arrays):
+    """Return the arrays in the widest of their dtypes; copied only where they have another."""
     dtype = np.result_type(*(a.dtype for a in arrays))
     return [a.astype(dtype, copy=False) for a in arrays]
 
 
 def _run(kernel, out, **inputs):
-    """`kernel` over rows or batches of one shape, into `out`."""
+    """Run a kernel on inputs of one shape, (K,) or (n, K); return `out`, or a new array, with the result."""
     out = _check_out(out, inputs["Z"])
     given = _apart(out, *inputs.values())
     if not kernel(*map(np.atleast_2d, given), np.atleast_2d(out), effective_n_threads(None)):
         _put_back(inputs.values(), given)
-        _raise_for_what_is_not_finite(**inputs)
+        _raise_not_finite(**inputs)
     return out
 
 
 def _cross_entropy(Z, Y, sample_weight, label_smoothing, reduction, with_gradient, out):
+    """Return the loss and, with_gradient, its gradient in `out` or a new array; otherwise None."""
     Z = _check_logits(Z)
     n = len(np.atleast_2d(Z))
     codes, targets = _check_targets(Y, Z.shape, Z.dtype)
@@ -390,14 +508,14 @@ def _cross_entropy(Z, Y, sample_weight, label_smoothing, reduction, with_gradien
     loss = _core.cross_entropy(*given, *options)
     if np.isnan(loss):
         _put_back(inputs, given)
-        _raise_for_what_is_not_finite(Z=Z)
+        _raise_not_finite(Z=Z)
     if reduction == "none":
         return losses if Z.ndim == 2 else losses[0], G
     return loss, G
 
 
 def _check_out(out, like):
-    """`out`, or a new array where it is None, for a result like `like`."""
+    """Return `out`, checked to fit a result like `like`; a new array where it is None."""
     if out is None:
         return np.empty_like(like)
     kind = out.dtype if isinstance(out, np.ndarray) else type(out).__name__
@@ -409,12 +527,12 @@ def _check_out(out, like):
 
 
 def _apart(out, *inputs):
-    """The inputs, as copies where `out` overlaps them: a kernel writes while it still reads."""
+    """Return the inputs, as copies where `out` overlaps them: a kernel writes while it still reads."""
     return [x.copy() if x is not None and np.may_share_memory(x, out) else x for x in inputs]
 
 
 def _put_back(inputs, copies):
-    """Undo what a kernel did to inputs that `out` overlaps: a call that raises leaves them as they were."""
+    """Restore inputs that `out` overlaps from their copies: a call that raises leaves its inputs as they were."""
     for x, copy in zip(inputs, copies, strict=True):
         if copy is not x:
             x[...] = copy

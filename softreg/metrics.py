@@ -1,6 +1,7 @@
 """Scores of probabilities against target distributions, where scikit-learn's metrics take labels alone."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics._scorer import _BaseScorer
 from sklearn.utils.validation import column_or_1d
 
@@ -10,11 +11,14 @@ from softreg.functional import _check_floats, cross_entropy
 __all__ = ["cross_entropy_loss", "cross_entropy_scorer"]
 
 
-def cross_entropy_loss(y_true, y_log_proba, *, labels=None, sample_weight=None):
-    """Mean cross-entropy of predicted probabilities against labels or target distributions.
+def cross_entropy_loss(
+    y_true: ArrayLike, y_log_proba: ArrayLike, *, labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:  # fmt: skip
+    """Return the mean cross-entropy of predicted probabilities against labels or target distributions.
 
-    For labels it is `sklearn.metrics.log_loss`, but computed from logarithms of probabilities: these are right also
-    where a probability rounds to zero.
+    For labels the loss is that of `sklearn.metrics.log_loss`, but computed from logarithms of probabilities: these are
+    right also where a probability rounds to zero.
 
     Parameters
     ----------
@@ -32,6 +36,7 @@ def cross_entropy_loss(y_true, y_log_proba, *, labels=None, sample_weight=None):
     Returns
     -------
     loss : float
+        The weighted mean.
 
     Raises
     ------
@@ -62,7 +67,7 @@ def cross_entropy_loss(y_true, y_log_proba, *, labels=None, sample_weight=None):
 
 
 def _codes(y, labels, n_classes):
-    """The column of each label."""
+    """Return the column of each label, (n,)."""
     labels = np.unique(y if labels is None else labels)
     if len(labels) != n_classes:
         raise ValueError(f"y_log_proba has {n_classes} columns, but there are {len(labels)} labels: {labels.tolist()}")
@@ -72,9 +77,13 @@ def _codes(y, labels, n_classes):
 
 
 class _LogProbaScorer(_BaseScorer):
-    """A scorer that hands whole `predict_log_proba` to its metric; `make_scorer` keeps one column of two classes."""
+    """Scorer that hands all columns of `predict_log_proba` to its metric.
+
+    `make_scorer` keeps one column where there are two classes.
+    """
 
     def _score(self, method_caller, estimator, X, y_true, **kwargs):
+        """Return the score of a fitted estimator on the rows of X; scikit-learn calls this."""
         self._warn_overlap("A parameter of the scorer is also passed as metadata, which is used.", kwargs)
         known = {"labels": estimator.classes_} | self._kwargs | kwargs
         return self._sign * self._score_func(y_true, estimator.predict_log_proba(X), **known)

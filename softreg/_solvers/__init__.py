@@ -5,7 +5,7 @@ after each iteration, and says what it stopped on. To add one, write its file an
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Solver:
 
     solve: Callable
     reads: tuple = ()
-    advice: dict = None
+    advice: dict = field(default_factory=dict)
     iteration: str = "iteration"
     can_l1: bool = False
     obstacle: Callable = lambda objective: None
