@@ -248,11 +248,11 @@ cdef inline double _grown(double strength, double x, double unit, double squares
 
 
 cdef sr_void _learn_rows(
-    const floating* data, const index_t* indices, const index_t* indptr, const Py_ssize_t* rows, Py_ssize_t m, const
-    Py_ssize_t* codes, const floating* targets, const floating* sample_weight, double smoothing, double l2, double l1,
-    double rate, double band, double limit, double damping, floating* theta, Py_ssize_t K, Py_ssize_t n_features, bint
-    intercept, double* features, double* totals, double* score, floating* z, double* grown, floating* x, floating*
-    times, index_t* at, Py_ssize_t* learnt
+    const floating* data, const index_t* indices, const index_t* indptr, const Py_ssize_t* rows, Py_ssize_t m,
+    const Py_ssize_t* codes, const floating* targets, const floating* sample_weight, double smoothing, double l2,
+    double l1, double rate, double band, double limit, double damping, floating* theta, Py_ssize_t K,
+    Py_ssize_t n_features, bint intercept, double* features, double* totals, double* score, floating* z, double* grown,
+    floating* x, floating* times, index_t* at, Py_ssize_t* learnt
 ) noexcept nogil:
     """One row after the other; z (K,), the others (longest + 1,) are scratch. learnt (1,) OUT."""
     cdef Py_ssize_t i, k, q, r, count, low
@@ -367,8 +367,8 @@ def csr_stream(
     with nogil:
         _learn_rows(
             v, j, ptr, visits, m, label, y, s, label_smoothing, l2, l1, rate, band, limit, damping, weights, K,
-            n_features, intercept, numbers, &totals[0], &score[0], scratch, grown, scratch + K, scratch + K + longest +
-            1, at, &learnt
+            n_features, intercept, numbers, &totals[0], &score[0], scratch, grown, scratch + K,
+            scratch + K + longest + 1, at, &learnt
         )
     free(grown)
     free(scratch)
