@@ -333,3 +333,13 @@ def test_overflow_is_an_error_and_leaves_finite_numbers(dtype):
     else:
         stream.learn(X[100:], y[100:], None, None, l2=1e-2)
     assert np.isfinite(stream.coefficients()).all() and np.isfinite(stream.features).all()
+
+
+@pytest.mark.parametrize("n_epochs", [None, 2, 5])
+def test_forgetting_changes_no_coefficient(n_epochs):
+    X, y = text()
+    stream, _ = learnt(X, y, l1=1e-3)
+    before, theta = stream.coefficients(), stream.theta.copy()
+    stream.begin_epoch(1, n_epochs)
+    assert distance(stream.coefficients(), before) < 100 * EPS  # all sums are scaled by one factor
+    assert np.array_equal(stream.theta, theta) == (n_epochs == 2)  # all is kept over the last two epochs
