@@ -83,7 +83,7 @@ def test_the_kernel_follows_its_twin(K, dtype, l1, variant):
         count = module.csr_stream(
             X.data.astype(of, copy=False), X.indices, X.indptr, rows, codes, targets, weight, 0.1, 1e-2, l1, RATE, BAND,
             LIMIT, DAMPING, 40, stream.theta, stream.features, stream.totals, score,
-        ) if of is np.float64 or module is _streaming_sparse_core else None  # fmt: skip
+        )  # fmt: skip
         assert count == (60 if rows is None else 40)
         ends.append((stream.theta, stream.features, stream.totals, score[:1]))
     # 60 steps, each of which rounds once or twice what it changes and depends smoothly on those before
