@@ -250,13 +250,13 @@ cdef inline double _grown(double strength, double x, double unit, double squares
 cdef sr_void _learn_rows(
     const floating* data, const index_t* indices, const index_t* indptr, const Py_ssize_t* rows, Py_ssize_t m,
     const Py_ssize_t* codes, const floating* targets, const floating* sample_weight, double smoothing, double l2,
-    double l1, double rate, double band, double damping, floating* theta, Py_ssize_t K, Py_ssize_t n_features,
-    bint intercept, double* features, double* totals, double* score, floating* z, double* grown,
+    double l1, double rate, double band, double limit, double damping, floating* theta, Py_ssize_t K,
+    Py_ssize_t n_features, bint intercept, double* features, double* totals, double* score, floating* z, double* grown,
     floating* x, floating* times, index_t* at, Py_ssize_t* learnt
 ) noexcept nogil:
     """One row after the other; z (K,), the others (longest + 1,) are scratch. learnt (1,) OUT."""
     cdef Py_ssize_t i, k, q, r, count, low
-    cdef double weight, loss, squares, unit, mean, spread, size, change, step
+    cdef double weight, loss, squares, unit, mean, spread, size, change, moved, step
     cdef floating lowest, shrink
     cdef bint correct
     cdef double* feature
@@ -296,6 +296,7 @@ cdef sr_void _learn_rows(
             targets + r * K if targets != NULL else NULL, codes[r] if codes != NULL else 0, smoothing, K, lowest, z,
             &squares, &correct
         )
+        moved = sqrt(squares)
         squares = weight * squares
         change = 0
         for q in range(count + intercept):
@@ -310,7 +311,9 @@ cdef sr_void _learn_rows(
             return
         score[0] += weight * loss
         score[1] += weight * correct
-        step = weight / (1 + damping * weight * change)
+        change = weight * change
+        moved = change * moved / limit
+        step = weight / (sqrt(1 + moved * moved) + damping * change)
         for q in range(count + intercept):
             feature = features + NUMBERS * at[q]
             size = feature[0] + (totals[L2] if q < count else 0)
@@ -334,8 +337,8 @@ cdef sr_void _learn_rows(
 def csr_stream(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
     const Py_ssize_t[::1] codes, const floating[:, ::1] targets, const floating[::1] sample_weight,
-    double label_smoothing, double l2, double l1, double rate, double band, double damping, Py_ssize_t n_features,
-    floating[:, ::1] theta, double[:, ::1] features, double[::1] totals, double[::1] score,
+    double label_smoothing, double l2, double l1, double rate, double band, double limit, double damping,
+    Py_ssize_t n_features, floating[:, ::1] theta, double[:, ::1] features, double[::1] totals, double[::1] score,
 ):
     """Learn the rows in turn; see the twin. Return how many were learnt."""
     cdef Py_ssize_t K = theta.shape[1], i, r, longest = 0, learnt = 0
@@ -363,9 +366,9 @@ def csr_stream(
         raise MemoryError(f"scratch memory for a row of {longest} numbers")
     with nogil:
         _learn_rows(
-            v, j, ptr, visits, m, label, y, s, label_smoothing, l2, l1, rate, band, damping, weights, K, n_features,
-            intercept, numbers, &totals[0], &score[0], scratch, grown, scratch + K, scratch + K + longest + 1, at,
-            &learnt
+            v, j, ptr, visits, m, label, y, s, label_smoothing, l2, l1, rate, band, limit, damping, weights, K,
+            n_features, intercept, numbers, &totals[0], &score[0], scratch, grown, scratch + K,
+            scratch + K + longest + 1, at, &learnt
         )
     free(grown)
     free(scratch)

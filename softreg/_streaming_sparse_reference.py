@@ -4,7 +4,7 @@ import numpy as np
 
 
 def csr_stream(
-    data, indices, indptr, rows, codes, targets, sample_weight, label_smoothing, l2, l1, rate, band, damping,
+    data, indices, indptr, rows, codes, targets, sample_weight, label_smoothing, l2, l1, rate, band, limit, damping,
     n_features, theta, features, totals, score,
 ):  # fmt: skip
     """Learn the rows in turn, each after it was predicted. Return how many were learnt.
@@ -28,14 +28,16 @@ def csr_stream(
     makes the step
 
         h_j     <-  h'_j = sqrt(h_j^2 + s (x_j u_j |r|)^2)
-        theta_j <-  theta_j + (h'_j - h_j) W_j + t x_j r,     t = s / (1 + damping s sum_j x_j^2 / (h'_j + total l2)).
+        theta_j <-  theta_j + (h'_j - h_j) W_j + t x_j r,     t = s / (sqrt(1 + (c |r| / limit)^2) + damping c),
+        where       c = s sum_j x_j^2 / (h'_j + total l2).
 
     The root is AdaGrad's. The unit u_j makes the step free of units: sqrt(1 + mean nonzeros of a row) / rate times the
     geometric mean of all |x|, or times the end of [largest / band, largest * band] that is nearest to it, where largest
     is that of feature j. Features within a factor of `band` of one another keep the scale they were given, which is
-    information in tf-idf; others get their own. The factor t is an implicit step's: it shortens a step that changes the
-    row's own logits much. A feature that grows by more than `band` at once has learnt with a unit that was wrong:
-    h_j times the square of the growth makes W_j as small as it should have been (Ross, Mineiro and Langford 2013).
+    information in tf-idf; others get their own. A step of length s would change the row's own logits by c r: t holds
+    that below `limit` in norm, and `damping` shortens all steps of rows with a large c, as an implicit step does. A
+    feature that grows by more than `band` at once has learnt with a unit that was wrong: h_j times the square of the
+    growth makes W_j as small as it should have been (Ross, Mineiro and Langford 2013).
 
     A row of weight 0 and an entry of 0 change nothing. The pass ends before a row whose numbers overflow:
     what was learnt before it is kept, and all numbers are finite.
@@ -78,7 +80,8 @@ def csr_stream(
         if not np.isfinite([loss, change, *grown]).all():
             return done
         score += s * loss, s * correct
-        t = s / (1 + damping * s * change)
+        c = s * change
+        t = s / (np.sqrt(1 + (c * np.sqrt(r @ r) / limit) ** 2) + damping * c)
         theta[j] += (grown - h)[:, None] * W + t * np.outer(x, r)
         features[j, 0] = grown
         totals[:2] += s * l2, s * l1

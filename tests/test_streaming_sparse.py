@@ -8,7 +8,7 @@ import pytest
 from scipy import sparse
 
 from softreg import _streaming_sparse_core, _streaming_sparse_reference
-from softreg._streaming_sparse import BAND, DAMPING, RATE, SparseStream
+from softreg._streaming_sparse import BAND, DAMPING, LIMIT, RATE, SparseStream
 
 EPS = np.finfo(np.float64).eps
 
@@ -82,8 +82,8 @@ def test_the_kernel_follows_its_twin(K, dtype, l1, variant):
         score = np.zeros(2)
         count = module.csr_stream(
             X.data.astype(of, copy=False), X.indices, X.indptr, rows, codes, targets, weight, 0.1, 1e-2, l1, RATE, BAND,
-            DAMPING, 40, stream.theta, stream.features, stream.totals, score,
-        ) if of is np.float64 or module is _streaming_sparse_core else None  # fmt: skip
+            LIMIT, DAMPING, 40, stream.theta, stream.features, stream.totals, score,
+        )  # fmt: skip
         assert count == (60 if rows is None else 40)
         ends.append((stream.theta, stream.features, stream.totals, score[:1]))
     # 60 steps, each of which rounds once or twice what it changes and depends smoothly on those before
@@ -125,7 +125,8 @@ def test_l2_is_exact_against_steps_on_all_features(fit_intercept):
         size = grown + (total + l2) * (penalty > 0)
         change = np.sum(np.divide(x * x, size, out=np.zeros_like(x), where=x != 0))
         # first order condition of the step, for every feature: (h' + L') W' = (h' + L) W + t x r
-        right = (grown + total * (penalty > 0))[:, None] * before + np.outer(x, r) / (1 + DAMPING * change)
+        t = 1 / np.sqrt(1 + (change * np.linalg.norm(r) / LIMIT) ** 2)
+        right = (grown + total * (penalty > 0))[:, None] * before + t * np.outer(x, r)
         W = np.divide(right, size[:, None], out=np.zeros_like(right), where=size[:, None] > 0)
         total += l2
         assert (grown[x == 0] == h[x == 0]).all()
@@ -305,7 +306,7 @@ def test_a_stream_goes_on_bit_for_bit(copied):
 
 def test_the_state_is_plain_and_names_its_format():
     state = SparseStream(4, 3).get_state()
-    assert all(type(v) in (int, np.ndarray) for v in state.values())
+    assert all(type(v) in (int, float, np.ndarray) for v in state.values())
     with pytest.raises(ValueError, match="format 99"):
         SparseStream(4, 3).set_state({**state, "format": 99})
 
@@ -332,3 +333,13 @@ def test_overflow_is_an_error_and_leaves_finite_numbers(dtype):
     else:
         stream.learn(X[100:], y[100:], None, None, l2=1e-2)
     assert np.isfinite(stream.coefficients()).all() and np.isfinite(stream.features).all()
+
+
+@pytest.mark.parametrize("n_epochs", [None, 2, 5])
+def test_forgetting_changes_no_coefficient(n_epochs):
+    X, y = text()
+    stream, _ = learnt(X, y, l1=1e-3)
+    before, theta = stream.coefficients(), stream.theta.copy()
+    stream.begin_epoch(1, n_epochs)
+    assert distance(stream.coefficients(), before) < 100 * EPS  # all sums are scaled by one factor
+    assert np.array_equal(stream.theta, theta) == (n_epochs == 2)  # all is kept over the last two epochs
