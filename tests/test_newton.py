@@ -11,11 +11,11 @@ from softreg._class_directions import class_directions, class_gram, directional_
 from softreg._design_matrix import design_matrix
 from softreg._objective import Linearization, Objective, inner
 from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation
-from softreg._preconditioners.standardized_sample import systematic_sampling
 from softreg._solvers import Options, Start, row_sampling
 from softreg._solvers.newton import _Newton, newton
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.trust_region import ModelSolution, adapted_radius, trust_region_cg
+from softreg._systematic_sampling import systematic_sample
 
 EPS = np.finfo(float).eps
 ALL = {
@@ -203,7 +203,7 @@ def test_weighted_sums_over_drawn_rows_are_right():
     score, f = np.exp(rng.normal(size=500)), rng.normal(size=500) + 1
     sums = []
     for seed in range(400):
-        picked, importance = systematic_sampling(score, np.random.default_rng(seed).permutation(500), 60)
+        picked, importance = systematic_sample(score, np.random.default_rng(seed).permutation(500), 60)
         assert np.all(np.diff(picked) > 0)
         sums.append(importance @ f[picked] / 60)
         np.testing.assert_allclose(importance @ score[picked] / 60, score.sum(), rtol=1e-13)
@@ -214,7 +214,7 @@ def test_a_row_with_more_than_its_part_is_always_drawn():
     score = np.ones(300)
     score[7] = 20.0  # of 319, drawn 20 times: more than one part in 20
     for seed in range(50):
-        picked, importance = systematic_sampling(score, np.random.default_rng(seed).permutation(300), 20)
+        picked, importance = systematic_sample(score, np.random.default_rng(seed).permutation(300), 20)
         assert 7 in picked
         # once or twice; others as their chance says
         assert importance[picked == 7] * 20 / 319 in (1, 2)

@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 from scipy import sparse
+from softreg._streaming_sparse import BAND, DAMPING, LIMIT, RATE, SparseStream
 
 from softreg import _streaming_sparse_core, _streaming_sparse_reference
-from softreg._streaming_sparse import BAND, DAMPING, LIMIT, RATE, SparseStream
 
 EPS = np.finfo(np.float64).eps
 
