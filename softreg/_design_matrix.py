@@ -15,7 +15,6 @@ from sklearn.utils.extmath import row_norms
 from softreg import _core
 
 BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
-BLOCK_NUMBERS = 2**21  # numbers in such a copy at most: X may be larger than memory
 
 
 def design_matrix(X, *, fit_intercept=True, n_threads=1):
@@ -153,22 +152,6 @@ class DenseDesign(_Design):
         X = self.copy_rows(slice(None))
         return np.einsum("ij,ij->j", X, X) / len(X)
 
-    def scaled_rows(self, positions, scale):
-        """Return a copy of the rows at `positions` with each column times its entry of scale (d,)."""
-        X = np.array(self.copy_rows(positions))
-        X *= scale
-        return X
-
-    def column_totals(self, weight):
-        """Return sum_i s_i x_ij^2 and sum_i s_i [x_ij != 0] of each column, (2, p) float64, for weights s (n,)."""
-        totals = np.ones((2, self.n_columns))
-        totals[:, : self.n_features] = 0
-        for block in self.row_blocks(max(BLOCK_NUMBERS // self.n_features, 1)):
-            X = self.copy_rows(block).astype(np.float64)
-            totals[1, : self.n_features] += weight[block] @ (X != 0)
-            totals[0, : self.n_features] += weight[block] @ np.multiply(X, X, out=X)
-        return totals
-
     def standardized_row_lengths(self, share):
         """Return the squared lengths of the rows in standardised units over their mean, (n,), for weights share (n,).
 
@@ -237,20 +220,6 @@ class CSRDesign(_Design):
     def column_mean_squares(self):
         X = self.copy_rows(slice(None))
         return np.asarray(X.multiply(X).mean(axis=0)).ravel()
-
-    def scaled_rows(self, positions, scale):
-        X = self.copy_rows(positions)
-        X.data *= scale[X.indices]
-        return X
-
-    def column_totals(self, weight):
-        totals = np.ones((2, self.n_columns))
-        totals[:, : self.n_features] = 0
-        for block in self.row_blocks(2**16):
-            X = self.copy_rows(block).astype(np.float64)
-            totals[1, : self.n_features] += weight[block] @ (X != 0)
-            totals[0, : self.n_features] += weight[block] @ X.multiply(X)
-        return totals
 
     def standardized_row_lengths(self, share):
         """Return ones: standardised coordinates would fill the zeros of X."""

@@ -130,15 +130,9 @@ class Objective:
 
     def value_and_gradient(self, W, P=None):
         """Return F(W) without l1, and its gradient; the probabilities go to P (n, K) where it is given."""
-        return self._loss_gradient(self.design, W, 1.0 / self.total_weight, P)
-
-    def minibatch_value_and_gradient(self, W, positions):
-        """Return unbiased estimates of F(W) without l1, and of its gradient, from the rows at `positions`."""
-        scale = self.n_rows / (self.total_weight * len(positions))
-        return self._loss_gradient(self.design.select(positions), W, scale, None)
-
-    def _loss_gradient(self, design, W, scale, P):
-        return design.loss_gradient(W, *self.labels_of_all, self.label_smoothing, scale, self.l2, P)
+        return self.design.loss_gradient(
+            W, *self.labels_of_all, self.label_smoothing, 1.0 / self.total_weight, self.l2, P
+        )
 
     def linearize(self, W):
         """Return the linearisation at W."""

@@ -417,6 +417,18 @@ def test_parameters_of_another_solver_are_ignored(solver, name, value):
     assert np.array_equal(model.fit(ROWS, LABELS).coef_, other.fit(ROWS, LABELS).coef_)
 
 
+def test_a_subclass_with_parameters_of_its_own():
+    """Its signature need not name those of the base class."""
+
+    class Strong(SoftmaxRegression):
+        def __init__(self, strength=1.0):
+            super().__init__(alpha=strength, shuffle=False)
+            self.strength = strength
+
+    strong = Strong().fit(ROWS, LABELS)
+    assert np.array_equal(strong.coef_, SoftmaxRegression(alpha=1.0).fit(ROWS, LABELS).coef_)
+
+
 SPARSE = sparse.csr_array(ROWS)
 
 
@@ -623,3 +635,29 @@ def test_far_out_is_an_error_or_an_answer(solver, size, dtype, form):
     # of sgd are a mean over 600 noisy steps
     allowed = 1e-3 if solver == "sgd" else model.tol if model.stopped_on_ == "gap" else 1e-6
     assert mean <= np.log(3) * (1 + allowed)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("solver", ["auto", "proximal_gradient", "sgd", "partial_fit"])
+@pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e160), (np.float32, 1e25), (np.float32, 1e-20)])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
+def test_far_out_is_the_right_answer_or_names_the_features(solver, dtype, size, form):
+    """Squares of the features overflow or vanish. What a model can learn here is the first column's sign, where the
+    features are large, and the shares of the classes, where they are small."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3))
+    y = (X[:, 0] > 0.7).astype(int)
+    X = form((X * size).astype(dtype))
+    try:
+        if solver == "partial_fit":
+            model = SoftmaxRegression(random_state=0).partial_fit(X, y, classes=[0, 1])
+        else:
+            model = SoftmaxRegression(solver=solver, random_state=0).fit(X, y)
+    except FloatingPointError as error:
+        assert "features of X are too large or too small" in str(error)
+        return
+    loss = -model.predict_log_proba(X)[np.arange(200), y].mean(dtype=float)
+    shares = np.bincount(y) / 200
+    null = -(shares * np.log(shares)).sum()
+    # one pass of a stream, or tol = 1e-4 and the rounding of float32
+    assert loss < (0.9 * null if size > 1 else 1.01 * null if solver == "partial_fit" else null * (1 + 1e-3))

@@ -109,7 +109,7 @@ def test_balanced_bound_holds_and_is_tight(kind):
         totals = residual(dual)[:, objective.n_features :]
         # a mean of numbers up to 1
         assert np.abs(totals).max(initial=0.0) <= 10 * eps
-        bound = dual.bound()
+        bound = dual.bound(objective.value(dual.W))
         assert bound <= lowest + 100 * eps * lowest  # both are rounded
     assert bound >= (1 - 0.1) * lowest  # eight epochs get that far, by a wide margin
 
