@@ -1,7 +1,6 @@
 """SoftmaxRegression: its parameters, and how a fit and a stream are put together."""
 
 import copy
-import inspect
 import numbers
 import warnings
 
@@ -25,8 +24,6 @@ from softreg._validation import all_or_nothing, check_data, check_finite, finite
 from softreg.functional import _check_floats, _check_weights
 
 SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}
-# Which solvers a parameter is for; what is not named here is for all of them.
-ONLY_FOR_SGD = ("batch_size", "learning_rate", "eta0", "momentum", "nesterov", "average", "shuffle")
 
 
 class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstimator):
@@ -60,7 +57,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         The fit has converged when F - min F is at most tol * F, by a proven bound or by the estimate that
         `stopped_on_` tells of; otherwise it warns.
     batch_size : int or "auto", default="auto"
-        Rows a minibatch; "auto" is 256, or n if that is less.
+        Rows a minibatch; "auto" is 256, or n if that is less. This, `learning_rate`, `eta0`, `momentum`, `nesterov`,
+        `average` and `shuffle` are for "sgd" and `partial_fit`; the other solvers ignore them.
     learning_rate : {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}, default="auto"
         How the rate goes down from eta0. "linear" and "cosine" end at zero after max_iter epochs; "invscaling" is
         eta0 / sqrt(1 + epochs); "adaptive" divides by 5 each time the loss has not gone down by tol times itself for
@@ -349,10 +347,6 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             raise ValueError("solver='dual' needs a sparse X; for a dense one take solver='newton'")
         if self.solver == "dual" and not smallest_alpha > 0:
             raise ValueError(f"solver='dual' needs alpha > 0; for alpha={smallest_alpha} take solver='newton'")
-        defaults = inspect.signature(type(self).__init__).parameters
-        for name in ONLY_FOR_SGD if self.solver != "sgd" else ():
-            if (value := getattr(self, name)) != defaults[name].default:
-                raise ValueError(f"{name}={value!r} is for solver='sgd'; solver={self.solver!r} has no use for it")
 
     def _objective(self, X, codes, targets, classes, sample_weight):
         weight = None
