@@ -48,7 +48,7 @@ def dual_ascent(objective, W, *, max_iter, tol, random_state, monitor, stop_if_s
             dual.balance()
             run.passes += 1
             record["loss"] = objective.value(W)
-            run.bounded(dual.bound(), tol)
+            run.bounded(objective, dual.bound(), tol)
         if monitor(W, record) or run.converged:
             break
         if stop_if_slow and len(gaps) > WINDOW:
@@ -73,7 +73,8 @@ class Dual:
     def mix(self):
         """Move Q from Y, where W is zero, towards the probabilities at W: all the way where W is optimal."""
         objective, W, P = self.objective, self.W, self.objective.probabilities()
-        entropy, G = objective.dual_point(W, *objective.value_and_gradient(W, P))
+        _, gradient = objective.value_and_gradient(W, P)
+        entropy, G = objective.dual_point(W, P, gradient)
         charge = squared_norm(objective.coef(G)) + self.constant * squared_norm(self.intercepts(G))
         best = objective.l2 * max(entropy, 0.0) / charge if charge > 0 else 1.0  # of the dual, as H is concave
         share = objective.dtype.type(min(1.0, best))

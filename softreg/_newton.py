@@ -32,9 +32,8 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, M=None, run=No
     quickly = Part.pays(objective) and not W.any()
     at = Point.first(objective, W, run, random_state) if quickly else Point.of(objective, W, run)
     run.W = at.W
-    if M is None:
-        M = preconditioner(objective, order)
-        M.refresh(at.P)
+    M = preconditioner(objective, order) if M is None else M
+    M.refresh(at.P)  # also one that is given: it was made at other probabilities, and for another penalty
     part, wary = Part.first(objective, order), Wariness(objective)
     norm = dual_norm(M, at.gradient)
     radius, accuracy, since_refresh = 1.5 * norm, 0.3, 0
@@ -60,14 +59,14 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, M=None, run=No
         if not run.converged and trusted and solve.left(decrease, norm) <= tol * abs(at.value):
             at, part = confirm(objective, at, M, tol, run, wary), Part(objective, order, objective.n_rows)
         if objective.l2 and (run.converged or solve.decrease <= 10 * tol * abs(at.value)):
-            run.certify(objective, at.value, at.gradient, tol)
+            run.certify(objective, at.value, at.gradient, at.P, tol)
         record["loss"] = at.value
         if monitor(at.W, record) or run.converged:
             break
         if not better and part.share == 1 and solve.decrease <= noise * abs(at.value):
             at = confirm(objective, at, M, tol, run, wary)
             run.stopped_on = run.stopped_on if run.converged else "precision"
-            run.certify(objective, at.value, at.gradient, tol)
+            run.certify(objective, at.value, at.gradient, at.P, tol)
             break
         # the sample does not know what the objective does, or steps on it do not pay
         if decrease < 0.25 * solve.decrease or shortened < 1 or (not solve.cut and norm > 0.8 * before):
@@ -80,7 +79,7 @@ def newton(objective, W, *, max_iter, tol, random_state, monitor, M=None, run=No
             measured, norm = norm, dual_norm(M, at.gradient)
             radius *= measured / norm if norm > 0 else 1.0  # the same region in the new metric
     if not np.isfinite(run.gap):
-        run.certify(objective, at.value, at.gradient, tol)
+        run.certify(objective, at.value, at.gradient, at.P, tol)
     run.M = M
     return run
 

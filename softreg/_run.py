@@ -31,17 +31,14 @@ class Run:
         self.records.append(entry)
         return entry
 
-    def certify(self, objective, value, gradient, tol):
-        """Compute the proven gap, and note it in the last record; whether it is within tol."""
+    def certify(self, objective, value, gradient, P, tol):
+        """Compute the proven gap from F, its gradient and the probabilities at W; whether it is within tol."""
         self.records[-1].update(loss=value + objective.penalty_l1(self.W), passes=self.passes)
-        return self.bounded(self.records[-1]["loss"] - objective.optimality_gap(self.W, value, gradient), tol)
+        return self.bounded(objective, objective.lower_bound(self.W, P, gradient), tol)
 
-    def bounded(self, bound, tol):
-        """Note the gap to the best proven lower bound on min F, this one or an earlier; whether it is within tol.
-
-        Losses and entropies come from probabilities near 1, rounded by eps; their means are off by less than 0.1 eps.
-        """
-        bound -= 0.1 * float(np.finfo(self.W.dtype).eps)
+    def bounded(self, objective, bound, tol):
+        """Note the gap to the best proven lower bound on min F, this one or an earlier; whether it is within tol."""
+        bound -= rounding_allowance(objective.n_rows, objective.dtype)
         self.bound, loss = max(self.bound, bound), self.records[-1]["loss"]
         self.gap = self.records[-1]["gap"] = max(loss - self.bound, 0.0)
         if self.gap <= tol * abs(loss):
@@ -54,3 +51,11 @@ class Run:
             self.estimate = self.records[-1]["gap_estimate"] = gap
             if gap <= tol * abs(loss):
                 self.stopped_on = "estimate"
+
+
+def rounding_allowance(n_rows, dtype):
+    """Return what a bound on min F, made from sums over n_rows rows, leaves for their rounding.
+
+    Losses and entropies come from probabilities near 1, rounded by eps; their means are off by less than 0.1 eps.
+    """
+    return 0.1 * float(np.finfo(dtype).eps)

@@ -39,7 +39,8 @@ def sgd(
         last = epoch == max_iter - 1
         if np.isfinite(loss) and (quiet >= n_iter_no_change or last):
             run.passes += 1
-            run.certify(objective, *objective.value_and_gradient(run.W), tol)
+            P = objective.probabilities()
+            run.certify(objective, *objective.value_and_gradient(run.W, P), P, tol)
             loss = record["loss"]
             if learning_rate == "adaptive" and quiet >= n_iter_no_change and not run.converged:
                 rate, lowered = rate / 5, lowered / 5

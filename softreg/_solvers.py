@@ -16,7 +16,7 @@ def proximal_gradient(objective, W, *, max_iter, tol, monitor):
     when it points uphill (O'Donoghue and Candes 2015). An iteration here is one step; it stops on the proven gap.
     """
     run = Run(W, "proximal_gradient")
-    units = feature_units(objective)
+    units, P = feature_units(objective), objective.probabilities()
     look, previous, momentum, L = W.copy(order="K"), W, 1.0, 1.0
     for iteration in range(max_iter):
         monitor.begin()
@@ -27,7 +27,7 @@ def proximal_gradient(objective, W, *, max_iter, tol, monitor):
             W = look - rate * gradient
             _optimizers.soft_threshold(objective.coef(W), objective.l1 * objective.coef(rate))
             move = W - look
-            value_new, gradient_new = objective.value_and_gradient(W)
+            value_new, gradient_new = objective.value_and_gradient(W, P)
             run.passes += 1
             bound = value + inner(gradient, move) + 0.5 * inner(move / rate, move)
             if value_new <= bound + 4 * np.finfo(W.dtype).eps * abs(value) or L > 1e12:
@@ -41,7 +41,7 @@ def proximal_gradient(objective, W, *, max_iter, tol, monitor):
         run.W = W
         if (iteration + 1) % STRIDE == 0 or iteration == max_iter - 1:
             record = run.record(value_new)
-            run.certify(objective, value_new, gradient_new, tol)
+            run.certify(objective, value_new, gradient_new, P, tol)
             if monitor(W, record) or run.converged:
                 break
     return run

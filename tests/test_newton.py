@@ -561,6 +561,29 @@ def test_two_epochs_of_sgd_come_first(kind):
     assert np.array_equal(again.W, first.W)
 
 
+@pytest.mark.parametrize("kind", ["exact", "correlation"])
+@pytest.mark.parametrize("l2", [1e-4, 10.0])
+def test_a_preconditioner_that_is_handed_on_follows_the_penalty(kind, l2):
+    """Along a path: the first solve at another l2 is the one of a preconditioner that was made for it."""
+    objective, W = problem(n=400)
+    here, solutions = at(objective, W), []
+    M = refreshed(ALL[kind], objective, here.P)
+    objective.l2 = l2
+    here = at(objective, W)
+    solve = M.solve
+    M.solve = lambda G: solutions.append((G.copy(), solve(G))) or solutions[-1][1]
+    options = {"max_iter": 1, "tol": 0, "monitor": Silent(), "random_state": np.random.RandomState(0)}
+    newton(objective, W, M=M, **options)
+    G, step = solutions[0]
+    expected = refreshed(ALL[kind], objective, here.P).solve(G)
+    # the same computation, at a W whose mean over the classes has been taken off: roundings, times the condition
+    np.testing.assert_allclose(step, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    if kind == "exact":  # and where it calls itself an inverse, it is one
+        assert M.whole
+        product = objective.hessian_product(here.P, step)
+        np.testing.assert_allclose(product, G - G.mean(axis=0), rtol=0, atol=1e-4 * np.abs(G).max())
+
+
 @pytest.mark.parametrize("bad", [1e3, np.nan])
 def test_sgd_that_does_not_go_down_is_forgotten(bad, monkeypatch):
     objective, _ = problem()

@@ -80,10 +80,10 @@ def test_pickled_in_between(average):
 def test_parameters_set_in_between_count():
     X, y = data()
     model = SoftmaxRegression(solver="sgd", eta0=0.1, random_state=0).partial_fit(X, y, classes=np.arange(K))
-    copies = [pickle.loads(pickle.dumps(model)) for _ in range(4)]
-    for other, change in zip(copies, [{}, {"eta0": 0.01}, {"momentum": 0.0}, {"nesterov": False}], strict=True):
+    copies = [pickle.loads(pickle.dumps(model)) for _ in range(3)]
+    for other, change in zip(copies, [{}, {"eta0": 0.01}, {"momentum": 0.0}], strict=True):
         other.set_params(**change).partial_fit(X, y)
-    assert len({other.coef_.tobytes() for other in copies}) == 4
+    assert len({other.coef_.tobytes() for other in copies}) == 3
 
 
 def test_averages_the_iterates_of_all_calls():
@@ -105,7 +105,7 @@ def test_averages_the_iterates_of_all_calls():
 
 @forms
 @pytest.mark.parametrize("classes", [2, K])
-def test_empty_batches(solver, form, classes):
+def test_empty_batches(form, classes):
     """First, in between and last: nothing changes."""
     X, y = data(classes)
     model, other = (SoftmaxRegression(random_state=0) for _ in range(2))
