@@ -419,12 +419,13 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         return {"classes_": classes, "coef_": np.array(objective.coef(W), order="C"), "intercept_": intercept}
 
     def _hold_out(self, objective, random_state):
-        """The part to train on, and the rest."""
+        """The part to train on, and the rest; rows without weight are in neither."""
         if not self.early_stopping:
             return objective, None
+        rows = np.flatnonzero(objective.shares())
         train, held_out = train_test_split(
-            np.arange(objective.n_rows), test_size=self.validation_fraction, stratify=objective.codes,
-            random_state=random_state,
+            rows, test_size=self.validation_fraction, random_state=random_state,
+            stratify=None if objective.codes is None else objective.codes[rows],
         )  # fmt: skip
         return objective.sample(np.sort(train)), objective.sample(np.sort(held_out))
 

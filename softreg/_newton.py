@@ -7,6 +7,7 @@ from scipy.linalg import eigvalsh_tridiagonal
 
 from softreg._objective import inner
 from softreg._preconditioners import Blocks, ScaledCorrelation, preconditioner
+from softreg._row_sampling import systematic_sample
 from softreg._run import Run
 from softreg._sgd import quick_start
 
@@ -119,14 +120,22 @@ class Point:
 
 
 class Part:
-    """The objective over the first `size` rows in a given order."""
+    """The objective over `size` rows: the first in a given random order, or in proportion to their weights."""
 
     def __init__(self, objective, order, size):
-        self.whole, self.order, self.share = objective, order, size / objective.n_rows
+        self.whole, self.order, self.size, self.share = objective, order, size, size / objective.n_rows
         self.chosen, self.objective = None, objective
-        if self.share < 1:
+        if self.share == 1:
+            return
+        weight = None
+        if objective.sample_weight is None:
             self.chosen = np.sort(order[:size])
-            self.objective = objective.sample(self.chosen if objective.rows is None else objective.rows[self.chosen])
+        else:
+            shares = objective.shares()
+            self.chosen, importance = systematic_sample(shares, order, size)
+            weight = shares[self.chosen] * importance
+        rows = self.chosen if objective.rows is None else objective.rows[self.chosen]
+        self.objective = objective.sample(rows, weight)
 
     @classmethod
     def first(cls, objective, order):
@@ -143,7 +152,7 @@ class Part:
         return P if self.chosen is None else P[self.chosen]
 
     def doubled(self):
-        size = min(2 * self.objective.n_rows, self.whole.n_rows)
+        size = min(2 * self.size, self.whole.n_rows)
         return self if self.share == 1 else Part(self.whole, self.order, size)
 
 

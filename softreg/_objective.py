@@ -46,9 +46,12 @@ class Objective:
         self.sparse = issparse(X)
         self._over(None)
 
-    def sample(self, rows):
-        """The same objective as a mean over `rows` alone; nothing of X is copied."""
+    def sample(self, rows, weight=None):
+        """The same objective as a mean over `rows` alone, with other weights if given; nothing of X is copied."""
         part = copy(self)
+        if weight is not None:
+            part.sample_weight = np.zeros(self.X.shape[0], self.dtype)
+            part.sample_weight[rows] = weight
         part._over(rows)
         return part
 

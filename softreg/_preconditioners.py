@@ -18,6 +18,8 @@ from functools import cached_property, partial
 import numpy as np
 from scipy.linalg import lapack
 
+from softreg._row_sampling import systematic_sample
+
 SAMPLE_ROWS = 8192  # enough for a correlation of a thousand features once it is shrunk; 25 MB of float32 for d = 784
 BLOCK_ROWS = 4096  # for a block a class direction, drawn by curvature; and at least 5 a feature
 EXACT_SIZE = 500  # (d+1) K up to which the Hessian itself is factored: a build costs (d+1) K / 8 products or more
@@ -43,30 +45,29 @@ def preconditioner(objective, order):
 def row_lengths(objective):
     """The squared lengths of the rows in standardised units, over their mean; ones for sparse X.
 
-    A feature that is zero but for a few rows has all of its curvature there: those rows are long.
+    A feature that is zero but for a few rows has all of its curvature there: those rows are long. Means are weighted
+    by the rows' weights, and rows of no weight have no length.
     """
-    n = objective.n_rows
+    n, share = objective.n_rows, objective.shares()
     length = np.ones(n)
     if objective.sparse:
         return length
-    blocks = [slice(start, start + 4096) for start in range(0, n, 4096)]
+    weighted = np.flatnonzero(share)  # what rows of no weight hold must not matter, however large it is
+    blocks = [weighted[start : start + 4096] for start in range(0, len(weighted), 4096)]
     of = blocks if objective.rows is None else [objective.rows[block] for block in blocks]
-    mean = objective.X[of[0]].mean(axis=0) if objective.fit_intercept else np.zeros(1, objective.dtype)
-    squares = sum(np.einsum("ij,ij->j", D, D).astype(np.float64) for D in (objective.X[rows] - mean for rows in of))
-    unit = np.sqrt(n / np.where(squares > 0, squares, np.inf)).astype(objective.dtype)
+    first = share[blocks[0]]
+    mean = first @ objective.X[of[0]] / first.sum() if objective.fit_intercept else np.zeros(1, objective.dtype)
+    squares = np.zeros(objective.n_features)
+    for block, rows in zip(blocks, of, strict=True):
+        D = objective.X[rows] - mean
+        squares += np.einsum("i,ij,ij->j", share[block], D, D)
+    unit = np.sqrt(1 / np.where(squares > 0, squares, np.inf)).astype(objective.dtype)
+    length[share == 0] = 0
     for block, rows in zip(blocks, of, strict=True):
         D = (objective.X[rows] - mean) * unit
         length[block] = np.einsum("ij,ij->i", D, D)
-    return length / length.mean() if length.any() else np.ones(n)
-
-
-def drawn(score, order, size):
-    """About `size` rows, as sorted positions, in proportion to their score, and 1 over the chance of each."""
-    chance = score / score.sum()
-    # every `size`-th part of the chances, along the random order, takes the row that it falls on
-    steps = np.searchsorted(np.cumsum(chance[order]), (np.arange(size) + 0.5) / size)
-    picked, times = np.unique(order[np.minimum(steps, len(order) - 1)], return_counts=True)
-    return picked, times / chance[picked]
+    average = float(share @ length)
+    return length / average if average > 0 else np.ones(n)
 
 
 class Standardised:
@@ -79,7 +80,8 @@ class Standardised:
         if size >= objective.n_rows:
             self._sample(np.arange(objective.n_rows), np.ones(objective.n_rows))
         else:
-            self._sample(*drawn(0.5 + 0.5 * self.length, order, size), size)
+            score = objective.shares() * (0.5 + 0.5 * self.length)
+            self._sample(*systematic_sample(score, order, size), size)
         weight = self.weight / self.weight.sum()
         self.mean = np.zeros(objective.n_features)
         if objective.fit_intercept:
@@ -273,7 +275,8 @@ class Blocks(Standardised):
 
     def refresh(self, P):
         uncertain = np.maximum(1 - np.einsum("ij,ij->i", P, P), 1e-6)
-        self._sample(*drawn(uncertain * (0.5 + 0.5 * self.length), self.order, self.size), self.size)
+        score = self.objective.shares() * uncertain * (0.5 + 0.5 * self.length)
+        self._sample(*systematic_sample(score, self.order, self.size), self.size)
         self.U, curvature = class_directions(P[self.picked], self.weight)
         Z = self.standardised(np.float32)
         with ThreadPoolExecutor(self.objective.n_threads) as pool:  # BLAS itself keeps to one thread, and to its bits

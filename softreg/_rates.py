@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from softreg._row_sampling import systematic_sample
+
 SAMPLE = 4096  # rows that tell the curvature of all; fewer where they are wide
 NUMBERS = 2**21  # of a dense sample or block at most: X may be larger than memory, and copies of it may not
 
@@ -59,7 +61,12 @@ def steepness(objective, optimizer, sizes, batch_size, n_rows=None):
     makes a long step, not a divergence. lambda_max comes from power iterations on a sample of the rows.
     """
     count = SAMPLE if objective.sparse else min(SAMPLE, max(NUMBERS // objective.n_features, 64))
-    rows = np.unique(np.linspace(0, objective.n_rows - 1, count).astype(np.intp))
+    if objective.sample_weight is None:
+        rows = np.unique(np.linspace(0, objective.n_rows - 1, count).astype(np.intp))
+        importance = np.ones(len(rows))
+    else:
+        order = np.arange(objective.n_rows)
+        rows, importance = systematic_sample(objective.shares(), order, min(count, objective.n_rows))
     rows = rows if objective.rows is None else objective.rows[rows]
     X, offset = objective.X[rows], objective.fit_intercept  # a copy
     unit = units(objective, sizes)[: objective.n_features]
@@ -69,12 +76,13 @@ def steepness(objective, optimizer, sizes, batch_size, n_rows=None):
     else:
         X *= scale
     s = np.ones(len(rows)) if objective.sample_weight is None else objective.sample_weight[rows].astype(np.float64)
-    share = s / (s.sum() or 1)
+    share = s * importance
+    share /= share.sum()
     squares = np.asarray(X.multiply(X).sum(axis=1)).ravel() if objective.sparse else np.einsum("ij,ij->i", X, X)
     n = n_rows or max(objective.n_rows, 2)
     batch = min(batch_size, n)
     alone = (squares + offset) * s * (objective.n_rows / objective.total_weight)
-    single = float(alone @ alone / (alone.sum() or 1))
+    single = float(importance @ alone**2 / (importance @ alone or 1))
     noise = (1 - batch / n) / (batch * (1 - 1 / n))
     whole = largest_eigenvalue(X, share, offset) if noise < 1 else 0.0
     L = 0.5 * ((1 - noise) * whole + noise * single * optimizer.lag) + objective.l2 * unit.max()

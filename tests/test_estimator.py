@@ -1121,3 +1121,21 @@ def test_many_classes_and_wide_data():
     # a column that is always empty gets nothing at all
     empty = np.bincount(wide.indices, minlength=5000) == 0
     assert not model.coef_[:, empty].any()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
+def test_most_rows_weigh_nothing(form):
+    """The held-out rows have weight, and the fit is that of the rows that have some."""
+    rng = np.random.default_rng(0)
+    X, weight = rng.normal(size=(5_000, 5)), np.zeros(5_000)
+    y = (X[:, :3] + rng.gumbel(size=(5_000, 3))).argmax(axis=1)
+    weight[:40] = 1.0
+    model = SoftmaxRegression(alpha=0.1, tol=1e-8, random_state=0)
+    fitted = clone(model).fit(form(X), y, sample_weight=weight)
+    alone = clone(model).fit(form(X[:40]), y[:40])
+    np.testing.assert_allclose(fitted.coef_, alone.coef_, rtol=0, atol=1e-3)  # tol = 1e-8 and a curvature of 0.1
+    model.set_params(early_stopping=True)
+    objective = model._objective(form(X), y, None, np.arange(3), weight)
+    train, held_out = model._hold_out(objective, np.random.RandomState(0))
+    assert sorted([*train.rows, *held_out.rows]) == list(range(40))

@@ -5,10 +5,13 @@ import pytest
 from scipy import sparse
 from scipy.optimize import minimize_scalar
 
-from softreg import _newton
+from softreg import _newton, _preconditioners
 from softreg._newton import Part, Point, Solve, Wariness, adapted, confirm, newton, search, trust_region_cg
 from softreg._objective import Objective, inner
-from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation, class_directions, drawn, row_lengths
+from softreg._optimizers import SGD
+from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation, class_directions, row_lengths
+from softreg._rates import column_sizes, column_totals, steepness
+from softreg._row_sampling import systematic_sample
 from softreg._run import Run
 
 EPS = np.finfo(float).eps
@@ -178,7 +181,7 @@ def test_weighted_sums_over_drawn_rows_are_right():
     score, f = np.exp(rng.normal(size=500)), rng.normal(size=500) + 1
     sums = []
     for seed in range(400):
-        picked, importance = drawn(score, np.random.default_rng(seed).permutation(500), 60)
+        picked, importance = systematic_sample(score, np.random.default_rng(seed).permutation(500), 60)
         assert np.all(np.diff(picked) > 0)
         sums.append(importance @ f[picked] / 60)
         np.testing.assert_allclose(importance @ score[picked] / 60, score.sum(), rtol=1e-13)
@@ -189,7 +192,7 @@ def test_a_row_with_more_than_its_part_is_always_drawn():
     score = np.ones(300)
     score[7] = 20.0  # of 319, drawn 20 times: more than one part in 20
     for seed in range(50):
-        picked, importance = drawn(score, np.random.default_rng(seed).permutation(300), 20)
+        picked, importance = systematic_sample(score, np.random.default_rng(seed).permutation(300), 20)
         assert 7 in picked
         # once or twice; others as their chance says
         assert importance[picked == 7] * 20 / 319 in (1, 2)
@@ -200,14 +203,14 @@ def test_a_row_with_more_than_its_part_is_always_drawn():
 def test_row_lengths(kind):
     """float32 sums d squares: some d eps of rounding, and as much for the mean that was subtracted."""
     objective, _ = problem(**kind)
-    length = row_lengths(objective)
-    assert length.mean() == pytest.approx(1, rel=1e-12)
+    length, share = row_lengths(objective), shares(objective)
+    assert share @ length == pytest.approx(1, rel=1e-6 if objective.dtype == np.float32 else 1e-12)
     if objective.sparse:
         assert np.all(length == 1)
         return
     X = objective.X if objective.rows is None else objective.X[objective.rows]
-    D = X.astype(float) - (X.mean(axis=0, dtype=float) if objective.fit_intercept else 0)
-    expected = (D**2 / (D**2).mean(axis=0)).sum(axis=1) / X.shape[1]
+    D = X.astype(float) - (share @ X.astype(float) if objective.fit_intercept else 0)
+    expected = (D**2 / (share @ D**2)).sum(axis=1) / X.shape[1] * (share > 0)
     np.testing.assert_allclose(length, expected, rtol=50 * X.shape[1] * np.finfo(X.dtype).eps)
 
 
@@ -525,7 +528,7 @@ def solved(**what):
 @pytest.mark.parametrize("part", [False, True])
 def test_parts(part, monkeypatch):
     monkeypatch.setattr(_newton, "SAMPLE_WORK", 1000)
-    objective, W = problem(n=4000, weighted=True, part=part)
+    objective, W = problem(n=4000, part=part)
     P, order, n = at(objective, W).P, order_of(objective), objective.n_rows
     first = Part.first(objective, order)
     assert first.objective.n_rows == max(n // 16, 90) == first.share * n
@@ -559,6 +562,46 @@ def test_two_epochs_of_sgd_come_first(kind):
     assert first.value == value and np.array_equal(first.gradient, gradient)
     again = Point.first(objective, zero, Run(None, "newton"), np.random.RandomState(0))
     assert np.array_equal(again.W, first.W)
+
+
+@pytest.mark.parametrize("make", [ScaledCorrelation, lambda objective, order: Exact(objective, order, 200)])
+def test_rows_without_weight_do_not_matter_to_samples(make, monkeypatch):
+    """All but 60 of 4,000 rows weigh nothing, and hold numbers that would spoil every mean."""
+    monkeypatch.setattr(_preconditioners, "SAMPLE_ROWS", 200)
+    monkeypatch.setattr(_newton, "SAMPLE_WORK", 0)
+    objective, _ = problem(n=4000)
+    weight = np.zeros(4000)
+    weight[:60] = 1.0
+    X = objective.X.copy()
+    X[60:] *= 1e150
+    objective = Objective(X, objective.codes, None, weight, 4, l2=1e-2)
+    order = order_of(objective)
+    for part in (Part.first(objective, order), Part(objective, order, 1000)):
+        assert part.objective.total_weight > 0
+        assert part.chosen.max() < 60
+    M = make(objective, order)
+    assert M.picked.max() < 60
+    deviation = X[:60].std(axis=0)
+    np.testing.assert_allclose(M.deviation, deviation, rtol=0.5)  # drawn in proportion to their length: some repeat
+    assert 0 < steepness(objective, SGD(), column_sizes(column_totals(objective)), 10) < np.inf
+
+
+def test_a_part_of_weighted_rows_is_unbiased_and_grows():
+    """Rows of very different weight: over many orders the mean gradient is that of all rows, and a part grows to them
+    even where one row outweighs all others."""
+    objective, W = problem(n=1000, weighted=True)
+    objective.sample_weight[::7] *= 50
+    objective = objective.sample(np.arange(1000))
+    _, whole = objective.value_and_gradient(W)
+    means = [Part(objective, order_of(objective, seed), 100).objective.value_and_gradient(W)[1] for seed in range(400)]
+    error = np.std(means, axis=0) / np.sqrt(400)
+    assert np.all(np.abs(np.mean(means, axis=0) - whole) < 5 * error + 1e-12)  # five standard errors of 36 means
+    objective.sample_weight[...] = 1e-12
+    objective.sample_weight[3] = 1.0
+    part = Part(objective.sample(np.arange(1000)), np.arange(1000), 10)
+    for _ in range(7):
+        part = part.doubled()
+    assert part.share == 1
 
 
 @pytest.mark.parametrize("kind", ["exact", "correlation"])
