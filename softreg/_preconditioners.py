@@ -19,6 +19,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from softreg._row_sampling import systematic_sample
+from softreg._validation import OVERFLOW
 
 SAMPLE_ROWS = 8192  # enough for a correlation of a thousand features once it is shrunk; 25 MB of float32 for d = 784
 BLOCK_ROWS = 4096  # for a block a class direction, drawn by curvature; and at least 5 a feature
@@ -91,6 +92,8 @@ class Standardised:
         constant = self.deviation <= 1e-7 * np.abs(self.mean)
         self.deviation[constant] = np.abs(self.mean[constant])
         self.deviation[self.deviation == 0] = 1.0
+        if not np.isfinite(self.deviation).all():
+            raise FloatingPointError(OVERFLOW.format(objective.dtype))
 
     @cached_property
     def length(self):
@@ -313,6 +316,8 @@ class Diagonal:
         U, curvature = class_directions(P, self.weight)
         D = objective.squares_product(curvature.astype(P.dtype))
         D[: objective.n_features] += objective.l2
+        if not np.isfinite(D).all():
+            raise FloatingPointError(OVERFLOW.format(objective.dtype))
         self.U, self.diagonal = U.astype(P.dtype), np.maximum(D, 1e-10 * D.max())
 
     def solve(self, G):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from softreg._row_sampling import systematic_sample
+from softreg._validation import OVERFLOW
 
 SAMPLE = 4096  # rows that tell the curvature of all; fewer where they are wide
 NUMBERS = 2**21  # of a dense sample or block at most: X may be larger than memory, and copies of it may not
@@ -47,8 +48,12 @@ def units(objective, sizes):
 
 
 def rate_of(objective, sizes, steepness):
-    """1 / L in units of the columns."""
-    return (units(objective, sizes) / steepness).astype(objective.dtype)
+    """Return 1 / L in units of the columns; raise FloatingPointError where the dtype has no such number."""
+    with np.errstate(all="ignore"):
+        rate = (units(objective, sizes) / steepness).astype(objective.dtype)
+    if not (np.isfinite(rate).all() and rate.min(initial=1) >= np.finfo(rate.dtype).tiny):
+        raise FloatingPointError(OVERFLOW.format(rate.dtype))
+    return rate
 
 
 def steepness(objective, optimizer, sizes, batch_size, n_rows=None):

@@ -99,7 +99,10 @@ def one_pass(objective, W, optimizer, order, batch_size, rates, mean=None):
 def quick_start(objective, random_state, epochs=2, batch_size=256):
     """W after a few epochs from zero, for another solver to go on with."""
     W, optimizer, n = objective.zeros(), _optimizers.SGD(0.9, True), objective.n_rows
-    rate = automatic_rate(objective, batch_size, optimizer)
+    try:
+        rate = automatic_rate(objective, batch_size, optimizer)
+    except FloatingPointError:  # of features that Newton's method can still take
+        return W
     for epoch in range(epochs):
         rates = Rates(rate, "linear", epoch * n, n, epochs)
         one_pass(objective, W, optimizer, random_state.permutation(n), batch_size, rates)

@@ -5,6 +5,7 @@ import numpy as np
 from softreg import _optimizers
 from softreg._objective import inner
 from softreg._run import Run
+from softreg._validation import OVERFLOW
 
 STRIDE = 10  # iterations of `proximal_gradient` that a record stands for
 
@@ -57,4 +58,6 @@ def feature_units(objective):
     units = objective.empty()
     units[...] = 1.0
     objective.coef(units)[...] = 1 / np.where(mean > 0, mean, 1)
+    if not (np.isfinite(units).all() and units.min() >= np.finfo(units.dtype).tiny):
+        raise FloatingPointError(OVERFLOW.format(units.dtype))
     return units

@@ -615,3 +615,29 @@ def test_far_out_is_an_error_or_an_answer(solver, size, dtype, form):
     mean = -model.predict_log_proba(form(X))[np.arange(30), LABELS].mean(dtype=float)
     # no model at all may be the optimum: then within tol of it, or the rounding of a mean of logarithms
     assert mean <= np.log(3) * (1 + (model.tol if model.stopped_on_ == "gap" else 1e-6))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("solver", ["auto", "proximal_gradient", "sgd", "partial_fit"])
+@pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e160), (np.float32, 1e25), (np.float32, 1e-20)])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
+def test_far_out_is_the_right_answer_or_names_the_features(solver, dtype, size, form):
+    """Squares of the features overflow or vanish. What a model can learn here is the first column's sign, where the
+    features are large, and the shares of the classes, where they are small."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3))
+    y = (X[:, 0] > 0.7).astype(int)
+    X = form((X * size).astype(dtype))
+    try:
+        if solver == "partial_fit":
+            model = SoftmaxRegression(random_state=0).partial_fit(X, y, classes=[0, 1])
+        else:
+            model = SoftmaxRegression(solver=solver, random_state=0).fit(X, y)
+    except FloatingPointError as error:
+        assert "features of X are too large or too small" in str(error)
+        return
+    loss = -model.predict_log_proba(X)[np.arange(200), y].mean(dtype=float)
+    shares = np.bincount(y) / 200
+    null = -(shares * np.log(shares)).sum()
+    # one pass of a stream, or tol = 1e-4 and the rounding of float32
+    assert loss < (0.9 * null if size > 1 else 1.01 * null if solver == "partial_fit" else null * (1 + 1e-3))
