@@ -28,7 +28,7 @@ def lower_bound(linearization):
     rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(objective.coef(W).astype(np.float64))
     objective.coef(G)[...] += np.copysign(rounding, objective.coef(G))
     bound = dual_bound(objective, entropy, G)
-    return bound - rounding_allowance(objective, W, linearization.value, linearization.gradient)
+    return max(bound - rounding_allowance(objective, W, linearization.value, linearization.gradient), 0.0)  # F >= 0
 
 
 def dual_point(linearization):

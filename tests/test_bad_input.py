@@ -633,7 +633,7 @@ def test_far_out_is_an_error_or_an_answer(solver, size, dtype, form):
     mean = -model.predict_log_proba(form(X))[np.arange(30), LABELS].mean(dtype=float)
     # no model at all may be the optimum: then within tol of it, or the rounding of a mean of logarithms; the intercepts
     # of sgd are a mean over 600 noisy steps
-    allowed = 1e-3 if solver == "sgd" else model.tol if model.stopped_on_ == "gap" else 1e-6
+    allowed = 2e-3 if solver == "sgd" else model.tol if model.stopped_on_ == "gap" else 1e-6
     assert mean <= np.log(3) * (1 + allowed)
 
 

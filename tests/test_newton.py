@@ -244,7 +244,7 @@ def test_rows_of_a_rare_feature_are_long():
     length = design_matrix(X).standardized_row_lengths(np.full(9000, 1 / 9000))
     assert np.sort(length.argsort()[-2:]).tolist() == [5, 8000]
     assert length[8000] > 1000  # two rows share a third of 9000
-    assert np.all(design_matrix(np.zeros((5, 2))).standardized_row_lengths() == 1)
+    assert np.all(design_matrix(np.zeros((5, 2))).standardized_row_lengths(np.full(5, 0.2)) == 1)
 
 
 # --- preconditioners ------------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ def test_within_tol_or_warned(name, solver, alpha, tol):
     assert model.stopped_on_ != "max_iter" or model.n_iter_ == 50
     # what is called proven is never less than the truth; F itself is rounded, and the minimum known to 1e-9
     assert model.optimality_gap_ >= distance - 2e-9 * F
-    assert F <= np.log(len(model.classes_)) * (1 + 1e-12)  # never worse than nothing at all
+    noise = 1e-3 if solver == "sgd" else 1e-12  # of intercepts that are means over noisy steps
+    assert F <= np.log(len(model.classes_)) * (1 + noise)  # never worse than nothing at all
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)

@@ -166,4 +166,4 @@ class _Dual:
         self.intercepts(G)[...] = -self.objective.l2 / self.constant * self.moved
         # an error of G moves the bound along G / l2 = -W, as one of a gradient does along dF/dW / l2
         allowance = rounding_allowance(self.objective, self.W, loss, self.objective.l2 * self.W)
-        return dual_bound(self.objective, self.entropy, G) - allowance
+        return max(dual_bound(self.objective, self.entropy, G) - allowance, 0.0)  # F >= 0

@@ -80,8 +80,8 @@ class SparseStream:
         )  # fmt: skip
         if learnt < (X.shape[0] if rows is None else len(rows)):
             raise FloatingPointError(
-                f"the features of row {learnt if rows is None else rows[learnt]} of X are too large or too small for "
-                f"{X.dtype}: its logits overflow; scale the features"
+                f"the features of X are too large or too small for {X.dtype}: the logits of row "
+                f"{learnt if rows is None else rows[learnt]} overflow; scale the features"
             )
         return float(score[0]), float(score[1])
 
