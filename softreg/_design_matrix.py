@@ -160,7 +160,7 @@ class DenseDesign(_Design):
         totals = np.ones((2, self.n_columns))
         totals[:, : self.n_features] = 0
         for block in self.row_blocks(max(BLOCK_NUMBERS // self.n_features, 1)):
-            X = self.copy_rows(block).astype(np.float64)
+            X = self.copy_rows(block).astype(np.float64, order="C")  # one order of the sums for any strides
             totals[1, : self.n_features] += weight[block] @ (X != 0)
             totals[0, : self.n_features] += weight[block] @ np.multiply(X, X, out=X)
         return totals
