@@ -5,6 +5,7 @@ import pytest
 import scipy.optimize
 from scipy import sparse
 from scipy.special import logsumexp
+from shared import like
 
 from softreg import functional as F
 from softreg._duality import optimality_gap
@@ -76,13 +77,6 @@ def total(objective, W):
 
 def gap_at(objective, W):
     return optimality_gap(objective, W, *objective.value_and_gradient(W))
-
-
-def like(objective, W):
-    """A plain array as a W of this problem."""
-    out = objective.empty()
-    out[...] = np.reshape(W, objective.shape)
-    return out
 
 
 def minimum(objective):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import sparse
+from shared import forms, softmax_data, unfinished
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.exceptions import ConvergenceWarning
 
@@ -11,15 +11,10 @@ from softreg._solvers.update_rules import Momentum
 
 K, D, N = 3, 5, 60
 RATES = (0.1, 0.1, 0.05, 0.2, 0.01)
-forms = pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
-unfinished = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 def data(classes=K):
-    """Labels drawn from a softmax model, so that no W separates them."""
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(N, D)) * (rng.random((N, D)) < 0.7)
-    return X, (X @ rng.normal(size=(D, classes)) + rng.gumbel(size=(N, classes))).argmax(axis=1)
+    return softmax_data(N, D, classes)
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
