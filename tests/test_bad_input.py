@@ -41,10 +41,15 @@ ON_LOGITS = [
 
 
 @pytest.mark.parametrize(("logits", "message"), ON_LOGITS)
+def test_logits(logits, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        F.softmax(logits)
+
+
+@pytest.mark.parametrize(("logits", "message"), [ON_LOGITS[0], ON_LOGITS[4]])
 @pytest.mark.parametrize(
     "function",
     [
-        F.softmax,
         F.log_softmax,
         F.logsumexp,
         F.softmax_jacobian,
@@ -53,7 +58,7 @@ ON_LOGITS = [
         lambda Z: F.cross_entropy_grad(Z, CODES),
     ],
 )
-def test_logits(function, logits, message):
+def test_every_function_checks_its_logits(function, logits, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         function(logits)
 
@@ -387,8 +392,13 @@ BAD_PARAMETERS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), BAD_PARAMETERS)
-@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+CALLS = [
+    *((name, value, "fit") for name, value in BAD_PARAMETERS),
+    *((name, value, "partial_fit") for name, value in dict(reversed(BAD_PARAMETERS)).items()),  # one value of each
+]
+
+
+@pytest.mark.parametrize(("name", "value", "call"), CALLS)
 def test_parameters(name, value, call):
     """The error says which parameter it was, and what it was."""
     model = SoftmaxRegression(**{"solver": "sgd", name: value})
@@ -611,13 +621,11 @@ def test_an_error_leaves_the_estimator_as_it_was(name):
 
 @pytest.mark.parametrize("solver", ["auto", "proximal_gradient", "sgd"])
 @pytest.mark.parametrize("size", [1e-300, 1e-30, 1e18, 1e30, 1e150, 1e300])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
-def test_far_out_is_an_error_or_an_answer(solver, size, dtype, form):
+def test_far_out_is_an_error_or_an_answer(solver, size, form):
     """Squares of such numbers overflow or vanish. A fit may say that; it may not return NaN, nor anything that is
     worse than no model at all, and a RuntimeWarning of NumPy is no way to say it."""
-    if dtype == np.float32 and not 1e-37 < size < 1e37:
-        pytest.skip("no such float32")
+    dtype = np.float32 if 1e-37 < size < 1e37 else np.float64  # the narrowest that has such numbers
     X = (ROWS * size).astype(dtype)
     model = SoftmaxRegression(solver=solver, max_iter=20, random_state=0)
     try:

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from shared import both_classes, unfinished
 from sklearn.base import clone
 from sklearn.callback import ProgressBar, ScoringMonitor
 from sklearn.exceptions import ConvergenceWarning
@@ -25,9 +26,7 @@ SOLVERS = {
     "proximal": {"l1_ratio": 0.5, "max_iter": 45},
 }
 solvers = pytest.mark.parametrize("options", SOLVERS.values(), ids=SOLVERS)
-both_classes = pytest.mark.parametrize("classes", [2, 3])
 jobs = pytest.mark.parametrize("n_jobs", [1, 2])
-unfinished = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 def data(classes=3, n=90, d=5):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 from scipy.special import entr
+from shared import QuietMonitor
 from sklearn.exceptions import ConvergenceWarning
 
 from softreg import SoftmaxRegression
@@ -42,24 +43,17 @@ def problem(n=300, d=400, K=4, dtype=np.float64, l2=3e-3, weighted=False, soft=F
     return objective.select(np.arange(0, n, 2)) if part else objective
 
 
-def silent():
-    """A monitor that watches nothing."""
-    monitor = lambda W, record: False  # noqa: E731
-    monitor.begin = lambda: None
-    return monitor
-
-
 def options(max_iter=100, tol=1e-6, may_give_up=False):
     return Options(max_iter=max_iter, tol=tol, random_state=np.random.RandomState(0), may_give_up=may_give_up)
 
 
 def ascent(objective, W=None, **given):
     W = objective.zeros() if W is None else W
-    return dual_ascent(objective, Start(W), options(**given), silent())
+    return dual_ascent(objective, Start(W), options(**given), QuietMonitor())
 
 
 def optimum(objective):
-    return newton(objective, Start(objective.zeros()), options(tol=1e-12), silent()).W
+    return newton(objective, Start(objective.zeros()), options(tol=1e-12), QuietMonitor()).W
 
 
 def residual(dual):

@@ -14,6 +14,7 @@ import pytest
 import sklearn
 from scipy import sparse
 from scipy.special import log_softmax, softmax
+from shared import both_classes, forms, softmax_data, unfinished
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, load_iris
@@ -38,17 +39,11 @@ SAME_OPTIMUM = {"rtol": 0, "atol": 3e-5}
 SHORT = {"alpha": ALPHA, "solver": "sgd", "max_iter": 3, "random_state": 0}
 SAME_PATH = {"rtol": 1e-11, "atol": 1e-11}
 
-unfinished = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 solvers = pytest.mark.parametrize("solver", ["auto", "sgd"])
-forms = pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
-both_classes = pytest.mark.parametrize("classes", [2, K])
 
 
 def data(classes=K, n=N, d=D, dtype=np.float64, seed=0):
-    """Labels drawn from a softmax model, so that no W separates them; a third of X is zero."""
-    rng = np.random.default_rng(seed)
-    X = rng.normal(size=(n, d)) * (rng.random((n, d)) < 0.7)
-    y = (X @ rng.normal(size=(d, classes)) + rng.gumbel(size=(n, classes))).argmax(axis=1)
+    X, y = softmax_data(n, d, classes, seed)
     y[:classes] = np.arange(classes)
     return X.astype(dtype), y
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 from scipy import sparse
+from shared import both_dtypes
 from sklearn.metrics import log_loss
 
 from softreg import functional as F
@@ -21,7 +22,6 @@ both_targets = pytest.mark.parametrize("soft", [False, True])
 both_weights = pytest.mark.parametrize("weighted", [False, True])
 both_smoothings = pytest.mark.parametrize("smoothing", [0.0, 0.1])
 reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def logits(*shape, dtype=np.float64):

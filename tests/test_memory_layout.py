@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import sparse
+from shared import both_dtypes
 
 from softreg import SoftmaxRegression
 from softreg import functional as F
@@ -10,7 +11,6 @@ from softreg._memory_layout import ensure_row_major
 
 N, D, K = 60, 5, 3
 
-both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def data(dtype=np.float64):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 from scipy.optimize import minimize_scalar
+from shared import QuietMonitor, like
 
 from softreg._class_directions import class_directions, class_gram, directional_curvature
 from softreg._design_matrix import design_matrix
@@ -130,12 +131,6 @@ def optimum(objective, W):
             break
         at = new
     return at.W, at.value
-
-
-def like(objective, w):
-    W = objective.empty()
-    W[...] = np.reshape(w, objective.shape)
-    return W
 
 
 def spectrum(M, at):
@@ -671,7 +666,7 @@ def test_only_a_large_fit_from_zero_begins_with_sgd(monkeypatch):
     for work, begin, expected in ((1e3, 0, 1), (1e9, 0, 0), (1e3, 1, 0)):
         monkeypatch.setattr(row_sampling, "SAMPLE_WORK", work)
         starts.clear()
-        newton(objective, Start(begin * W), options(max_iter=1, tol=0), Silent())
+        newton(objective, Start(begin * W), options(max_iter=1, tol=0), QuietMonitor())
         assert len(starts) == expected
 
 
@@ -722,14 +717,6 @@ def test_confirm_goes_down_where_its_step_overshoots():
     assert run.at.value < at.value and run.result.W is run.at.W
 
 
-class Silent:
-    def begin(self):
-        pass
-
-    def __call__(self, W, record):
-        return False
-
-
 @preconditioners
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("l2", [0.0, 1e-3])
@@ -741,7 +728,7 @@ def test_coefficients_sum_to_zero_over_the_classes(make, dtype, l2):
     _, least = optimum(*problem(l2=l2))
     if l2:
         objective.coef(W)[...] += np.linspace(1, 2, 8, dtype=dtype) * np.abs(W).max()
-    result = newton(objective, Start(W, preconditioner=M), options(tol=1e-6), Silent())
+    result = newton(objective, Start(W, preconditioner=M), options(tol=1e-6), QuietMonitor())
     assert result.converged
     # float32 adds its own rounding to F
     assert objective.value_and_gradient(result.W)[0] - least <= 1e-6 * least + 10 * np.finfo(dtype).eps

@@ -5,6 +5,7 @@ import pytest
 import scipy.optimize
 from scipy import sparse
 from scipy.special import logsumexp
+from shared import like
 
 from softreg import functional as F
 from softreg._duality import lower_bound
@@ -78,13 +79,6 @@ def gap_at(objective, W):
     """The proven bound on F(W) - min F."""
     at = objective.linearize(W)
     return max(at.value + objective.penalty_l1(W) - lower_bound(at), 0.0)
-
-
-def like(objective, W):
-    """A plain array as a W of this problem."""
-    out = objective.empty()
-    out[...] = np.reshape(W, objective.shape)
-    return out
 
 
 def minimum(objective):

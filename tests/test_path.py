@@ -10,6 +10,7 @@ import pytest
 import sklearn
 from scipy import sparse
 from scipy.special import softmax
+from shared import both_classes, softmax_data, unfinished
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegressionCV
@@ -28,16 +29,10 @@ SAME_OPTIMUM = {"rtol": 0, "atol": 3e-5}
 # The log loss of a row moves by at most 2 max|dz|, and dz sums D + 1 differences times |x| <= 4: 2 * 6 * 4 * 3e-5.
 SAME_LOSS = {"rtol": 0, "atol": 1.5e-3}
 
-unfinished = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-both_classes = pytest.mark.parametrize("classes", [2, K])
 
 
 def data(classes=K, n=N, seed=0):
-    """Labels drawn from a softmax model, so that no W separates them; a third of X is zero."""
-    rng = np.random.default_rng(seed)
-    X = rng.normal(size=(n, D)) * (rng.random((n, D)) < 0.7)
-    y = (X @ rng.normal(size=(D, classes)) + rng.gumbel(size=(n, classes))).argmax(axis=1)
-    return X, y
+    return softmax_data(n, D, classes, seed)
 
 
 def weights():
@@ -395,7 +390,7 @@ def test_probabilities_as_targets():
         # case, a mean over rows and signs far less
         assert model.scores_[k, 0, 2] == pytest.approx(cross_entropy(one, X[test], Y[test]), abs=1e-3)
     assert model.score(X, Y) == cross_entropy(model, X, Y)
-    with pytest.raises(ValueError, match="probabilities as targets need a callable scoring.*got scoring=None"):
+    with pytest.raises(ValueError, match=r"probabilities as targets need a callable scoring.*got scoring=None"):
         SoftmaxRegressionCV().fit(X, Y)
 
 

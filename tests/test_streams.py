@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from scipy import sparse
+from shared import forms, softmax_data
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.exceptions import NotFittedError
@@ -19,13 +20,10 @@ from sklearn.preprocessing import StandardScaler
 from softreg import SoftmaxRegression
 
 K, D, N = 3, 5, 240
-forms = pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
 
 
 def data(classes=K):
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(N, D)) * (rng.random((N, D)) < 0.7)
-    return X, (X @ rng.normal(size=(D, classes)) + rng.gumbel(size=(N, classes))).argmax(axis=1)
+    return softmax_data(N, D, classes)
 
 
 def streamed(model, X, y, sizes, **options):
