@@ -8,7 +8,7 @@ of half the size for twice the strength, see `penalties`.
 import numpy as np
 from scipy.sparse import issparse
 
-from softreg.functional import _check_floats
+from softreg._array_checks import check_floats
 
 
 def penalties(alpha, l1_ratio, n_classes):
@@ -55,7 +55,7 @@ def check_start(objective, coef_init, intercept_init):
 def _check_shape(objective, given, name, shape):
     if given is None:
         return None
-    given = _check_floats(given, name, objective.dtype)
+    given = check_floats(given, name, objective.dtype)
     if given.shape != shape:
         raise ValueError(
             f"{name} has shape {given.shape}; the data have {objective.n_classes} classes and {objective.n_features} "

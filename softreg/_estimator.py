@@ -1,18 +1,20 @@
-"""SoftmaxRegression: its parameters, and how a fit and a stream are put together."""
+"""SoftmaxRegression: its parameters, and its methods `fit` and `partial_fit`."""
 
 import copy
 import numbers
 import warnings
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from softreg._callbacks import Callbacks, Monitor
+from softreg._callbacks import Callbacks, Monitor, hold_out
 from softreg._coefficients import check_start, fitted_coefficients, penalties, solver_weights
 from softreg._objective import Objective
 from softreg._prediction import LinearSoftmaxClassifier
@@ -20,10 +22,11 @@ from softreg._solvers import SOLVERS, Options, Start, check_solver, solve, solve
 from softreg._solvers.streaming import Stream, learn_batch
 from softreg._solvers.update_rules import Momentum
 from softreg._threads import effective_n_threads, single_threaded_blas
+from softreg._typing import MatrixLike
 from softreg._validation import check_data, check_finite, check_row_weights, finite_or_error, restore_on_error
 
 SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}
-# What `partial_fit` cannot do: it knows neither all rows nor the end of the fit.
+# Values that `partial_fit` refuses: they need all rows, or the end of the fit.
 NOT_IN_STREAMS = {
     "early_stopping": (True,), "class_weight": ("balanced",), "learning_rate": ("linear", "cosine", "adaptive"),
 }  # fmt: skip
@@ -32,7 +35,7 @@ NOT_IN_STREAMS = {
 class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstimator):
     """Linear softmax classifier (multinomial logistic regression).
 
-    It minimises, over coefficients W and intercepts b,
+    The fit minimises, over coefficients W and intercepts b,
 
         (1/S) sum_i s_i CE(y_i, softmax(W x_i + b)) + alpha ((1 - l1_ratio)/2 ||W||_2^2 + l1_ratio ||W||_1),
 
@@ -181,11 +184,14 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     }
 
     def __init__(
-        self, *, alpha=1e-4, l1_ratio=0.0, fit_intercept=True, solver="auto", max_iter=100, tol=1e-4,
-        batch_size="auto", learning_rate="auto", eta0="auto", momentum=0.9, nesterov=True, average=False,
-        shuffle=True, class_weight=None, label_smoothing=0.0, early_stopping=False, validation_fraction=0.1,
-        n_iter_no_change=5, warm_start=False, random_state=None, n_jobs=None, verbose=0,
-    ):  # fmt: skip
+        self, *, alpha: float = 1e-4, l1_ratio: float = 0.0, fit_intercept: bool = True, solver: str = "auto",
+        max_iter: int = 100, tol: float = 1e-4, batch_size: int | str = "auto", learning_rate: str = "auto",
+        eta0: float | str = "auto", momentum: float = 0.9, nesterov: bool = True, average: bool = False,
+        shuffle: bool = True, class_weight: Mapping[Any, float] | str | None = None, label_smoothing: float = 0.0,
+        early_stopping: bool = False, validation_fraction: float = 0.1, n_iter_no_change: int = 5,
+        warm_start: bool = False, random_state: int | np.random.RandomState | None = None, n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:  # fmt: skip
         self.alpha = alpha
         self.l1_ratio = l1_ratio
         self.fit_intercept = fit_intercept
@@ -217,23 +223,30 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     # --- training -------------------------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, coef_init=None, intercept_init=None):
+    def fit(
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None,
+        coef_init: ArrayLike | None = None, intercept_init: ArrayLike | None = None,
+    ) -> Self:  # fmt: skip
         """Fit the model.
 
         Parameters
         ----------
         X : array or sparse matrix of shape (n, d)
-            float32 and float64 stay what they are; C-ordered arrays and CSR with sorted indices are not copied.
+            Features. Their dtype is kept if it is float32 or float64; C-ordered arrays and CSR with sorted indices are
+            not copied.
         y : array of shape (n,) or (n, K)
             Labels, or K >= 2 target probabilities a row; the classes are then 0 .. K-1.
         sample_weight : array of shape (n,), optional
             Weights, not negative.
-        coef_init, intercept_init : arrays of the shapes of `coef_` and `intercept_`, optional
-            Where to start. What is not given is zero, or that of the previous fit where warm_start=True.
+        coef_init : array of the shape of `coef_`, optional
+            Coefficients to start from. By default they are zero, or those of the previous fit if warm_start=True.
+        intercept_init : array of the shape of `intercept_`, optional
+            Intercepts to start from, with the same default.
 
         Returns
         -------
-        self
+        self : SoftmaxRegression
+            The fitted estimator.
 
         Raises
         ------
@@ -241,9 +254,16 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             If the data, a start or a combination of parameters cannot be used.
         FloatingPointError
             If SGD diverged because the rate is too high, or features are too large or too small for their dtype.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.classes_.tolist(), model.coef_.shape
+        (['a', 'b'], (1, 1))
         """
         row = SOLVERS[solver_names(self.solver, self.alpha * self.l1_ratio > 0)[-1]]
-        # outside restore_on_error, or callbacks that were set up would not be torn down after an error
+        # outside of restore_on_error: after an error, scikit-learn has to find the callbacks to tear them down
         callbacks = Callbacks(self, X, y, sample_weight, name=row.iteration, max_tasks=self.max_iter)
         with restore_on_error(self):
             X, codes, targets, classes = check_data(self, X, y)
@@ -251,14 +271,14 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             check_solver(self.solver, self.l1_ratio, objective)
             W = self._start(objective, classes, coef_init, intercept_init)
             random_state = check_random_state(self.random_state)
-            train, held_out = self._hold_out(objective, random_state)
+            train, held_out = hold_out(self, objective, random_state)
             callbacks.start(lambda W: self._fitted_attributes(objective, W, classes), W)
             monitor = Monitor(self, train.n_rows, row, held_out, callbacks)
             with single_threaded_blas(), finite_or_error(objective):
                 result = solve(self.solver, train, Start(W), self._options(random_state), monitor)
                 check_finite(result.W, result.loss)
             self._set_fitted_attributes(objective, result.W, classes)
-            vars(self).pop("_stream", None)
+            self.__dict__.pop("_stream", None)
             self.n_iter_, self.solver_, self.stopped_on_ = len(result.history), result.solver, result.stopped_on
             self.optimality_gap_, self.gap_estimate_ = result.gap, result.estimate
             self.history_ = {name: np.array([e[name] for e in result.history]) for name in result.history[0]}
@@ -269,23 +289,31 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         return self
 
     @with_callbacks
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(
+        self, X: MatrixLike, y: ArrayLike, classes: ArrayLike | int | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:  # fmt: skip
         """Go once over a batch of rows, in minibatches, from where the last call ended.
 
-        What the optimiser remembers, the mean of `average`, and how many rows have come are kept between calls, and
-        pickled with the estimator. A parameter that is set between calls counts from the next one on; another solver
-        or momentum forgets the gradients so far. `n_iter_` counts the calls that brought rows.
+        The state of the optimiser, the mean of `average`, and the number of rows so far are kept between calls, and
+        pickled with the estimator. A parameter that is set between calls counts from the next one on; another momentum
+        forgets the gradients so far. `n_iter_` counts the calls that brought rows.
 
         Parameters
         ----------
-        X, y, sample_weight : as in `fit`
+        X : array or sparse matrix of shape (n, d)
             Any number of rows; none at all changes nothing.
-        classes : array of labels in any order, or their number where they are 0 .. classes - 1
-            All classes that will ever come; needed in the first call.
+        y : array of shape (n,) or (n, K)
+            Labels, or target probabilities, as in `fit`.
+        classes : array of labels in any order, or int, optional
+            All classes that will ever come, or their number where they are 0 .. classes - 1. Needed in the first call.
+        sample_weight : array of shape (n,), optional
+            Weights, not negative.
 
         Returns
         -------
-        self
+        self : SoftmaxRegression
+            The estimator, fitted to all batches so far.
 
         Raises
         ------
@@ -295,6 +323,13 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             that is planned or looks at epochs).
         FloatingPointError
             As in `fit`.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> stream = SoftmaxRegression().partial_fit([[0.0], [3.0]], ["a", "b"], classes=["a", "b"])
+        >>> stream.partial_fit([[1.0], [2.0]], ["a", "b"]).n_iter_
+        2
         """
         self._validate_params()
         known = hasattr(self, "coef_")
@@ -322,17 +357,17 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         return self
 
     def _current_stream(self):
-        """Return a copy of what the stream remembers; other settings of momentum forget the gradients so far."""
+        """Return a copy of the stream's state; another momentum forgets the gradients so far."""
         rule = Momentum(self.momentum, self.nesterov)
         stream = copy.deepcopy(getattr(self, "_stream", None)) or Stream(rule)
         if stream.rule != rule:
             stream.rule = rule
         return stream
 
-    # --- what the solvers are given, and what they give back --------------------------------------------------------
+    # --- input and output of the solvers ----------------------------------------------------------------------------
 
     def _objective(self, X, codes, targets, classes, sample_weight):
-        """Return the objective over all rows of checked data."""
+        """Return the Objective over all rows of checked data, with the estimator's penalties and weights."""
         weight = check_row_weights(sample_weight, self.class_weight, X, codes, classes)
         l2, l1 = penalties(self.alpha, self.l1_ratio, len(classes))
         return Objective(
@@ -341,12 +376,12 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         )  # fmt: skip
 
     def _options(self, random_state):
-        """Return what the solvers read of the parameters."""
+        """Return the Options of a solver: the parameters that some solver reads."""
         names = {"max_iter", "tol"}.union(*(row.reads for row in SOLVERS.values()))
         return Options(random_state=random_state, **{name: getattr(self, name) for name in names})
 
     def _start(self, objective, classes, coef_init, intercept_init):
-        """Return W from what the caller gave, else from the previous fit of a warm start, else zero."""
+        """Return the W to start from: the caller's, else that of the previous fit of a warm start, else zero."""
         coef, intercept = check_start(objective, coef_init, intercept_init)
         W = solver_weights(objective, coef, intercept)
         if self.warm_start and hasattr(self, "coef_") and (coef is None or intercept is None):
@@ -358,7 +393,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         return W
 
     def _previous(self, objective, classes):
-        """Return the current coefficients as the solvers' W."""
+        """Return the current coefficients as the solvers' W, or raise a ValueError if they do not fit the data."""
         coef, intercept = self._weights()
         if not np.array_equal(self.classes_, classes) or coef.shape[1] != objective.n_features:
             raise ValueError(
@@ -368,29 +403,10 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         return solver_weights(objective, coef, intercept)
 
     def _fitted_attributes(self, objective, W, classes):
-        """Return the attributes of an estimator fitted to W, by name."""
+        """Return the attributes of an estimator fitted to W, a dict by name."""
         coef, intercept = fitted_coefficients(objective, W)
         return {"classes_": classes, "coef_": coef, "intercept_": intercept}
 
     def _set_fitted_attributes(self, objective, W, classes):
+        """Set `classes_`, `coef_` and `intercept_` to those that belong to W."""
         vars(self).update(self._fitted_attributes(objective, W, classes))
-
-    def _hold_out(self, objective, random_state):
-        """Return the objective over the rows to train on, and over the held-out ones, or None.
-
-        Rows without weight are in neither.
-        """
-        if not self.early_stopping:
-            return objective, None
-        rows = np.flatnonzero(objective.shares())
-        try:
-            train, held_out = train_test_split(
-                rows, test_size=self.validation_fraction, random_state=random_state,
-                stratify=None if objective.codes is None else objective.codes[rows],
-            )  # fmt: skip
-        except ValueError as error:  # it names parameters of its own
-            raise ValueError(
-                f"early_stopping=True cannot hold out validation_fraction={self.validation_fraction} of "
-                f"{len(rows)} rows with weight, some of every class: {error}"
-            ) from error
-        return objective.select(np.sort(train)), objective.select(np.sort(held_out))

@@ -8,10 +8,8 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
+from softreg._array_checks import FLOATS, check_targets, check_weights
 from softreg._memory_layout import ensure_row_major
-from softreg.functional import _check_targets, _check_weights
-
-FLOATS = (np.float64, np.float32)
 
 
 def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
@@ -26,7 +24,7 @@ def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
     X = ensure_row_major(X)
     if soft:
         try:
-            _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
+            _, targets = check_targets(np.asarray(y), y.shape, X.dtype)
         except ValueError as error:
             raise ValueError(f"y is 2-D, so its rows are read as probabilities of the classes: {error}") from error
         found = np.arange(y.shape[1])
@@ -69,7 +67,7 @@ def class_names(classes):
 
 def check_row_weights(sample_weight, class_weight, X, codes, classes):
     """Return sample weights times class weights in the dtype of X, (n,), or None for ones."""
-    weight = None if sample_weight is None else _check_weights(sample_weight, X.shape[0], X.dtype)
+    weight = None if sample_weight is None else check_weights(sample_weight, X.shape[0], X.dtype)
     if class_weight is not None:
         if codes is None:
             raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
