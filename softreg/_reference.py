@@ -1,7 +1,6 @@
 """NumPy twins of the compiled kernels in ``_core.pyx``: same names, same signatures, a few lines each.
 
-They are the specification that the tests hold the kernels against, and they run wherever NumPy does.
-The loops of the kernels are about speed; what they compute is what stands here.
+They specify the kernels: the tests run both and compare.
 
 Conventions, for both files:
 
@@ -24,7 +23,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 # --- softmax of a batch of logits Z (n, K) ------------------------------------------------------------------------
-# They return whether all numbers that came in are finite; if not, what they wrote means nothing.
+# They return True if all input is finite; if not, their output is not defined.
 
 
 def logsumexp(Z, out, n_threads=1):
