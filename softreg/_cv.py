@@ -190,13 +190,15 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
             routed = self._routed("fit", sample_weight, params)
             scorer = self._scorer(classes, soft=codes is None)
             folds = self._folds(X, y, objective.sample_weight, routed.splitter.split)
-            # one limit on BLAS around all threads, not one for each
-            with single_threaded_blas():
+
+            def scored_path(l1_ratio, train, test):
+                """Fit the path over the rows `train`, and score each fit on the rows `test`."""
+                score = _score_on(test, X, y, scorer, routed.scorer.score)
+                return fit_path(model, objective.select(train), classes, self.alphas_, l1_ratio, score)
+
+            with single_threaded_blas():  # one limit around all threads, not one for each
                 paths = Parallel(n_jobs=self.n_jobs, verbose=self.verbose, prefer="threads")(
-                    delayed(_score_path)(
-                        model, objective, classes, self.alphas_, l1_ratio, X, y, train, test, scorer,
-                        routed.scorer.score,
-                    )
+                    delayed(scored_path)(l1_ratio, train, test)
                     for train, test in folds
                     for l1_ratio in self.l1_ratios_.tolist()
                 )
@@ -332,11 +334,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
         return tags
 
 
-def _score_path(model, objective, classes, alphas, l1_ratio, X, y, train, test, scorer, params):
-    """Fit the path over the rows `train`, score each fit on the rows `test`; return the result of `fit_path`."""
-    X_test, params = X[test], _check_method_params(X, params, indices=test)
-
-    def score(fitted):
-        return scorer(fitted, X_test, y[test], **params)
-
-    return fit_path(model, objective.select(train), classes, alphas, l1_ratio, score)
+def _score_on(rows, X, y, scorer, params):
+    """Return a function (estimator) -> score on these rows of X and y; params has the scorer's metadata of all rows."""
+    X_rows, params = X[rows], _check_method_params(X, params, indices=rows)
+    return lambda fitted: scorer(fitted, X_rows, y[rows], **params)

@@ -108,7 +108,7 @@ class _Design:
 
 
 class DenseDesign(_Design):
-    """Rows of an ndarray with unit stride along a row."""
+    """Rows of an ndarray with unit stride along a row. Results have the dtype of X unless a method says float64."""
 
     order = "C"
     can_center = can_sample_rows = True
@@ -195,7 +195,7 @@ class DenseDesign(_Design):
 
 
 class CSRDesign(_Design):
-    """Rows of a CSR matrix with sorted indices, 32 or 64 bits wide."""
+    """Rows of a CSR matrix with sorted indices, 32 or 64 bits wide. The methods are those of `DenseDesign`."""
 
     order = "F"
     can_center = can_sample_rows = False

@@ -51,17 +51,20 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     fit_intercept : bool, default=True
         Whether to fit an intercept for each class.
     solver : {"auto", "newton", "dual", "proximal_gradient", "sgd"}, default="auto"
-        "newton" is preconditioned Newton-CG; on many dense rows it starts with a little SGD and on a sample of them.
-        "dual" is dual coordinate ascent; it needs sparse X, alpha > 0 and l1_ratio = 0. "proximal_gradient" is
-        accelerated proximal gradient descent (FISTA); it alone can do l1_ratio > 0 beside "sgd", which is minibatch
-        gradient descent with momentum. "auto" is "newton" where X is dense or small; "dual" where X is sparse, and
-        "newton" after it where "dual" gets slow; and "proximal_gradient" where l1_ratio > 0. `solver_` says what ran.
-        `partial_fit` always takes minibatches, as "sgd" does.
+        - "newton" is preconditioned Newton-CG. On many dense rows it begins with two epochs of SGD, and with a sample
+          of the rows.
+        - "dual" is dual coordinate ascent. It needs sparse X, alpha > 0 and l1_ratio = 0.
+        - "proximal_gradient" is accelerated proximal gradient descent (FISTA).
+        - "sgd" is minibatch gradient descent with momentum. `partial_fit` always takes minibatches.
+        - "auto" is "proximal_gradient" if l1_ratio > 0. Otherwise it is "newton" if X is dense or small, and "dual" if
+          X is sparse, followed by "newton" if "dual" is slow. `solver_` names the solver that ran.
+
+        Only "proximal_gradient" and "sgd" can do l1_ratio > 0.
     max_iter : int, default=100
         The most iterations: Newton or proximal steps, epochs of SGD or of dual coordinate ascent.
     tol : float, default=1e-4
-        The fit has converged when F - min F is at most tol * F, by a proven bound or by the estimate that
-        `stopped_on_` tells of; otherwise it warns.
+        The fit has converged when F - min F is at most tol * F, by a proven bound or by an estimate, see
+        `stopped_on_`. A fit that has not converged gives a ConvergenceWarning.
     batch_size : int or "auto", default="auto"
         Rows a minibatch; "auto" is 256, or n if that is less. This, `learning_rate`, `eta0`, `momentum`, `nesterov`,
         `average` and `shuffle` are for "sgd" and `partial_fit`; the other solvers ignore them.
@@ -87,22 +90,23 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     label_smoothing : float, default=0.0
         Mixes this share of the uniform distribution into every target; in [0, 1).
     early_stopping : bool, default=False
-        Whether to hold out `validation_fraction` of the rows, stop when the loss there has not gone down by
-        tol times itself for `n_iter_no_change` epochs, and keep the weights that were best there.
+        Whether to hold out `validation_fraction` of the rows, to stop when the loss on them has not gone down by
+        tol times itself for `n_iter_no_change` iterations, and to keep the weights with the smallest loss on them.
     validation_fraction : float, default=0.1
         The share of the rows that is held out.
     n_iter_no_change : int, default=5
-        Epochs without progress that end a fit with early stopping, and after which SGD asks for a certificate.
+        Iterations without progress that end a fit with early stopping. After as many epochs without progress SGD
+        computes a certificate.
     warm_start : bool, default=False
         Whether `fit` starts from the coefficients of the previous fit.
     random_state : int, RandomState instance or None, default=None
         Seeds the shuffling and the held-out rows.
     n_jobs : int, default=None
-        Threads. None takes what OMP_NUM_THREADS, threadpoolctl and joblib's limits on workers allow. Results do
-        not depend on it.
+        Number of threads. None stands for as many as OMP_NUM_THREADS, threadpoolctl and joblib's limits on workers
+        allow. Results do not depend on n_jobs.
     verbose : int, default=0
-        1 prints a line an epoch or iteration: the loss, the gap where it was computed, accuracy on the held-out rows,
-        rows a second (each pass counts), and the time left at this pace if all of max_iter are needed.
+        1 prints a line an iteration: the loss, the gap if it was computed, the accuracy on the held-out rows, rows a
+        second (a pass counts all rows), and the time left if all of max_iter are needed.
 
     Attributes
     ----------
@@ -110,31 +114,36 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     intercept_ : ndarray of shape (n_classes,), or (1,)
     classes_ : ndarray of shape (n_classes,)
     solver_ : str
-        The solver that ran, or that finished where "auto" took two.
+        The solver that ran; if "auto" took two, the second.
     n_iter_ : int
-        Iterations that were run.
+        Number of iterations.
     stopped_on_ : str
-        "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
-        "callback" where one asked for it, "max_iter", "precision" where the dtype of X cannot tell the objective any
-        better, or "rate" where the adaptive rate has become tiny.
+        The reason for the end of the fit:
+
+        - "gap": the proven bound is within tol;
+        - "estimate": the estimate by the Newton decrement is within tol;
+        - "early_stopping", "callback": the held-out rows or a callback ended the fit;
+        - "max_iter": all iterations are used up;
+        - "precision": no step decreases the objective any more, in the dtype of X;
+        - "rate": the adaptive rate is down to eta0 / 10^6.
     optimality_gap_ : float
-        A proven bound on F - min F at the end, by duality; inf where there is none (alpha = 0), or where a fit was
-        stopped before it was computed.
+        A proven bound on F - min F at the end, by duality; inf if there is no bound (alpha = 0), or if the fit was
+        stopped before one was computed.
     gap_estimate_ : float
-        The same by the Newton decrement, doubled for safety; NaN where it was not computed.
+        An estimate of F - min F by the Newton decrement, doubled for safety; NaN if it was not computed.
     history_ : dict of arrays, one entry an iteration
-        ``loss`` (the objective; of SGD its running mean over the epoch, exact where ``gap`` is known), ``gap``,
-        ``gap_estimate`` where Newton's was made on all rows, ``passes`` over the data for gradients and Hessian
-        products, ``time`` in seconds; with early stopping ``validation_loss``, ``validation_score``.
+        ``loss`` (the objective; for SGD its running mean over the epoch, but exact if ``gap`` is known), ``gap``,
+        ``gap_estimate`` (of Newton steps on all rows), ``passes`` over the data for gradients and Hessian products,
+        ``time`` in seconds; with early stopping ``validation_loss`` and ``validation_score``.
     n_features_in_, feature_names_in_ :
         As everywhere in scikit-learn.
 
     Notes
     -----
     `set_callbacks` takes `ProgressBar`, `ScoringMonitor` and others that follow `sklearn.callback`'s protocol. Each
-    epoch of SGD, each iteration and each call of `partial_fit` is a task to them. They get X and y as `fit` got them,
-    held-out rows included, and as `fitted_estimator` what `fit` would return if it ended there: before the iteration
-    in `on_fit_task_begin`, after it in `on_fit_task_end`. Where `on_fit_task_end` returns True, the fit ends there,
+    iteration, and each call of `partial_fit`, is a task. Callbacks get X and y as `fit` got them, held-out rows
+    included. Their `fitted_estimator` is the estimator that `fit` would return if it ended at that time: before the
+    iteration in `on_fit_task_begin`, after it in `on_fit_task_end`. If `on_fit_task_end` returns True, the fit ends,
     without a warning.
 
     References

@@ -43,6 +43,7 @@ class Objective:
         self._set_design(design_matrix(X, fit_intercept=fit_intercept, n_threads=n_threads))
 
     def _set_design(self, design):
+        """Set the rows of this objective to those of the design, and the attributes that follow from it."""
         self.design, self._cache = design, {}  # the cache is shared by objectives that differ in penalties alone
         self.n_rows, self.n_features, self.dtype = design.n_rows, design.n_features, design.dtype
         self.fit_intercept, self.n_threads = design.fit_intercept, design.n_threads

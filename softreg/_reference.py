@@ -202,6 +202,7 @@ def _csr(data, indices, indptr, n_features):
 def _loss_gradient(
     A, rows, W, codes, targets, sample_weight, label_smoothing, scale, P, grad, residual=None
 ):
+    """Return scale * sum_i s_i CE_i over the rows of A = [X[rows] 1]; P, grad and residual OUT as in the kernels."""
     rows = np.arange(A.shape[0]) if rows is None else rows
     Z = A @ W.T
     Y = _smoothed(codes, targets, label_smoothing, W.shape[0], Z.dtype, rows)
@@ -219,6 +220,7 @@ def _loss_gradient(
 
 
 def _hessian_product(A, rows, P, sample_weight, scale, V, out, curved=None):
+    """out (K, p) OUT = the Hessian of the mean loss over the rows of A = [X[rows] 1], times V; curved (m, K) OUT."""
     rows = np.arange(A.shape[0]) if rows is None else rows
     s = np.ones(len(rows), A.dtype) if sample_weight is None else sample_weight[rows]
     T = P * (A @ V.T)

@@ -41,6 +41,7 @@ class Blocks(StandardizedSample):
         return K * p * p <= BLOCKS_SIZE and objective.design.can_center
 
     def refresh(self, linearization):
+        """Sample rows by their curvature at the linearization, and invert the block of each class direction."""
         uncertain = np.maximum(linearization.uncertainty(), 1e-6)
         score = self.objective.shares() * uncertain * (0.5 + 0.5 * self.row_lengths)
         self._take(*systematic_sample(score, self.order, self.size), self.size)

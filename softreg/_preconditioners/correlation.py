@@ -31,6 +31,7 @@ class ScaledCorrelation(StandardizedSample):
         self.inverse = mirrored(lapack.dpotri(cholesky(C)[0], lower=1, overwrite_c=1)[0]).astype(np.float32)
 
     def refresh(self, linearization):
+        """Compute class directions and the diagonal of the Hessian for the probabilities of the linearization."""
         P = linearization.probabilities(self.picked)
         self.U = class_directions(class_gram(P, self.weight))
         curvature = directional_curvature(P, self.weight, self.U)

@@ -26,6 +26,7 @@ class Exact(StandardizedSample):
         self.is_exact_inverse = False
 
     def refresh(self, linearization):
+        """Build the Hessian for the probabilities of the linearization, damp it, and factor it."""
         P = linearization.probabilities(self.picked)
         K, p = self.objective.shape
         H = self._data_term(P).reshape(K * p, K * p)
