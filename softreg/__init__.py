@@ -1,4 +1,10 @@
-"""Softmax regression (multinomial logistic regression) with compiled kernels, behind scikit-learn's interface."""
+"""Softmax regression (multinomial logistic regression) with compiled kernels, behind scikit-learn's interface.
+
+The public names stand here. Modules with an underscore are private. From top to bottom: estimators (`_estimator`,
+`_path`, `_cv`, `_prediction`), solvers (`_solvers`), preconditioners (`_preconditioners`) and the certificate
+(`_duality`, `_rounding`), the objective (`_objective`), the design matrix (`_design_matrix`), and the kernels (`_core`,
+with their NumPy twins in `_reference`). ARCHITECTURE.md, in the sources, has the picture.
+"""
 
 from softreg import functional, metrics
 from softreg._cv import SoftmaxRegressionCV

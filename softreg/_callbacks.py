@@ -1,9 +1,10 @@
-"""Who watches a fit: prints its progress, calls the estimator's callbacks, and stops it early."""
+"""Progress of a fit: printed lines, the estimator's callbacks, and early stopping on held-out rows."""
 
 import time
 from dataclasses import replace
 
 import numpy as np
+from sklearn.model_selection import train_test_split
 
 from softreg._objective import squared_norm
 
@@ -11,8 +12,15 @@ from softreg._objective import squared_norm
 class Callbacks:
     """The callbacks set on an estimator (`sklearn.callback`): a fit is a task, each iteration a task within it.
 
-    They get X, y and weights as they were given, and the estimator as it is where an iteration begins and ends.
-    Without any callback all methods do nothing.
+    Callbacks get X, y and weights as the user gave them, and the estimator's state at the begin and end of each
+    iteration. Without any callback all methods do nothing.
+
+    Parameters
+    ----------
+    estimator : estimator to watch, or None
+    X, y, sample_weight : as given to `fit`
+    name : str, what an iteration is called
+    max_tasks : int, the most iterations
     """
 
     def __init__(self, estimator=None, X=None, y=None, sample_weight=None, name="", max_tasks=0):
@@ -23,7 +31,7 @@ class Callbacks:
             self.root = estimator._init_callback_context(max_subtasks=max_tasks)
 
     def start(self, fitted=None, W=None):
-        """Begin the fit at W, with valid data; `fitted(W)` returns the attributes of an estimator fitted to W."""
+        """Begin the fit at W, with checked data; `fitted(W)` returns the attributes of an estimator fitted to W."""
         self.fitted, self.W = fitted, W
         if self.root is not None:
             self.root.call_on_fit_task_begin(**self.common)
@@ -35,7 +43,7 @@ class Callbacks:
             self.task.call_on_fit_task_begin(**self.common, reconstruction_attributes=lambda: self.fitted(self.W))
 
     def end(self, W):
-        """End an iteration at W; return whether a callback asks for the end of the fit."""
+        """End an iteration at W; return True if a callback asks for the end of the fit."""
         if self.root is None:
             return False
         self.begin()
@@ -46,7 +54,7 @@ class Callbacks:
         """End the fit: the estimator is fitted."""
         if self.root is None:
             return
-        if self.task is not None:  # a line search that led nowhere
+        if self.task is not None:  # begun, but ended without a new W
             self.task.call_on_fit_task_end(**self.common)
         self.root.call_on_fit_task_end(**self.common, reconstruction_attributes={})
 
@@ -64,18 +72,18 @@ class Monitor:
     """
 
     def __init__(self, estimator, n_rows, row, held_out=None, callbacks=None):
-        self.verbose, self.tol, self.patience = estimator.verbose, estimator.tol, estimator.n_iter_no_change
+        self.verbose, self.tol, self.n_iter_no_change = estimator.verbose, estimator.tol, estimator.n_iter_no_change
         self.unit, self.max_iter = row.iteration, estimator.max_iter
         self.n_rows, self.held_out, self.callbacks = n_rows, held_out, callbacks or Callbacks()
         self.best, self.best_loss, self.waited, self.stopped_on = None, np.inf, 0, None
-        self.calls, self.seconds = 0, 0.0  # spent on watching; rows a second are those of the solver alone
+        self.calls, self.seconds = 0, 0.0  # spent in here; rows a second are those of the solver alone
 
     def begin(self):
         """Note that an iteration begins."""
         self.callbacks.begin()
 
     def __call__(self, W, entry):
-        """Note that an iteration ended at W with this entry of the history; return whether the fit is to end."""
+        """Note that an iteration ended at W with this entry of the history; return True if the fit has to end."""
         called = time.perf_counter()
         self.calls += 1
         if self.held_out is not None:
@@ -88,15 +96,15 @@ class Monitor:
         return self.stopped_on is not None
 
     def conclude(self, result):
-        """Return the result with what the monitor knows: the best weights on held-out rows, and what it stopped."""
+        """Return the result with the best weights on the held-out rows, and the reason if the monitor ended the fit."""
         if self.best is not None and not np.array_equal(self.best, result.W):
             stopped_on = "early_stopping" if result.converged else result.stopped_on
-            # gap and estimate were those of the last weights, not of the best
+            # gap and estimate of the last weights do not hold for the best ones
             result = replace(result, W=self.best, stopped_on=stopped_on, gap=np.inf, estimate=np.nan)
         return replace(result, stopped_on=self.stopped_on or result.stopped_on)
 
     def _validate(self, W, entry):
-        """Note loss and accuracy on the held-out rows, keep the best W, and stop where they no longer get better."""
+        """Note loss and accuracy on the held-out rows in the entry, keep the best W, and stop if the loss stays."""
         at = self.held_out.linearize(W)
         loss = at.value - 0.5 * self.held_out.l2 * squared_norm(self.held_out.coef(W))
         entry["validation_loss"] = loss
@@ -104,15 +112,17 @@ class Monitor:
         self.waited = self.waited + 1 if loss > self.best_loss - self.tol * abs(self.best_loss) else 0
         if loss < self.best_loss:
             self.best, self.best_loss = W.copy(order="K"), loss
-        if self.waited >= self.patience:
+        if self.waited >= self.n_iter_no_change:
             self.stopped_on = "early_stopping"
 
     def _accuracy(self, P):
+        """Return the accuracy on the held-out rows with probabilities P (n, K)."""
         codes = self.held_out.codes
         codes = self.held_out.targets.argmax(axis=1) if codes is None else codes
         return float(np.mean(P.argmax(axis=1) == codes))
 
     def _line(self, entry):
+        """Return the line that is printed for an entry of the history."""
         done = self.calls
         left = entry["time"] / done * (self.max_iter - done)
         busy = max(entry["time"] - self.seconds, 1e-9)  # a coarse clock may stand still
@@ -131,6 +141,28 @@ class Monitor:
 
 
 def duration(seconds):
-    """Return a duration as a reader counts it: 9.5 s, 2.1 min, 3.0 h."""
+    """Return a duration in a unit that suits its length: 9.5 s, 2.1 min, 3.0 h."""
     unit, size = next((u, s) for u, s in (("s", 1), ("min", 60), ("h", 3600)) if seconds < 100 * s or u == "h")
     return f"{seconds / size:.1f} {unit}"
+
+
+def hold_out(estimator, objective, random_state):
+    """Split the rows for early stopping.
+
+    Return the objective over the rows to train on, and that over the held-out rows, or None without early stopping.
+    Rows without weight are in neither.
+    """
+    if not estimator.early_stopping:
+        return objective, None
+    rows = np.flatnonzero(objective.shares())
+    try:
+        train, held_out = train_test_split(
+            rows, test_size=estimator.validation_fraction, random_state=random_state,
+            stratify=None if objective.codes is None else objective.codes[rows],
+        )  # fmt: skip
+    except ValueError as error:  # scikit-learn's message names its own parameters, not ours
+        raise ValueError(
+            f"early_stopping=True cannot hold out validation_fraction={estimator.validation_fraction} of "
+            f"{len(rows)} rows with weight, some of every class: {error}"
+        ) from error
+    return objective.select(np.sort(train)), objective.select(np.sort(held_out))

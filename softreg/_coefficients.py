@@ -1,4 +1,4 @@
-"""`coef_` and `intercept_` as the solvers' W, and back.
+"""Conversion of `coef_` and `intercept_` to the solvers' W, and back.
 
 For K > 2 classes W (K, p) is [coef_ intercept_]. For two classes the estimator has one row, the difference of the
 classes, as in scikit-learn, and W has two: minus and plus one half of it. The penalty on one row is that on two rows
@@ -8,11 +8,11 @@ of half the size for twice the strength, see `penalties`.
 import numpy as np
 from scipy.sparse import issparse
 
-from softreg.functional import _check_floats
+from softreg._array_checks import check_floats
 
 
 def penalties(alpha, l1_ratio, n_classes):
-    """Return the objective's l2 and l1."""
+    """Return the objective's l2 and l1 for the estimator's alpha and l1_ratio."""
     return alpha * (1 - l1_ratio) * (2 if n_classes == 2 else 1), alpha * l1_ratio
 
 
@@ -29,7 +29,7 @@ def fitted_coefficients(W, fit_intercept):
 
 
 def solver_weights(objective, coef, intercept):
-    """Return the W that belongs to `coef_` and `intercept_`; what is None is zero."""
+    """Return the W (K, p) that belongs to `coef_` and `intercept_`; None stands for zeros."""
     W, halves = objective.zeros(), np.array([[-0.5], [0.5]]) if objective.n_classes == 2 else 1
     if coef is not None:
         objective.coef(W)[...] = halves * (coef.toarray() if issparse(coef) else coef)
@@ -55,9 +55,10 @@ def check_start(objective, coef_init, intercept_init):
 
 
 def _check_shape(objective, given, name, shape):
+    """Return an array of that shape in the problem's dtype, or None; raise a ValueError that names it."""
     if given is None:
         return None
-    given = _check_floats(given, name, objective.dtype)
+    given = check_floats(given, name, objective.dtype)
     if given.shape != shape:
         raise ValueError(
             f"{name} has shape {given.shape}; the data have {objective.n_classes} classes and {objective.n_features} "

@@ -2,10 +2,13 @@
 
 import inspect
 import numbers
+from collections.abc import Callable, Mapping
 from copy import copy
+from typing import Any, Self
 
 import joblib
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.metrics import get_scorer, get_scorer_names
 from sklearn.model_selection import check_cv
@@ -20,6 +23,7 @@ from softreg._estimator import SoftmaxRegression
 from softreg._path import alpha_grid, check_numbers, check_path, fit_path, warn_of_path
 from softreg._prediction import LinearSoftmaxClassifier
 from softreg._threads import single_threaded_blas
+from softreg._typing import MatrixLike
 from softreg._validation import check_data, restore_on_error
 
 SHARED = (
@@ -39,36 +43,41 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
     Parameters
     ----------
     alphas : int or array of floats, default=10
-        Strengths of the penalty. A number stands for as many, evenly spaced in the logarithm, between two that the data
-        give. The largest is, for l1_ratio > 0, the smallest that makes all coefficients zero; for l1_ratio = 0, half of
-        the total variance of the features, which bounds the curvature of the loss (Böhning 1992). The smallest is 1e-4
-        times that for l1_ratio > 0, else 1e-8 times: as wide as the Cs of LogisticRegressionCV. With several
-        l1_ratios the grid spans those of all.
+        Strengths of the penalty, or their number on a grid that the data give, evenly spaced in the logarithm. The
+        largest alpha of the grid is, for l1_ratio > 0, the smallest that makes all coefficients zero; for l1_ratio = 0,
+        half of the total variance of the features, which bounds the curvature of the loss (Böhning 1992). The smallest
+        is 1e-4 times the largest for l1_ratio > 0, else 1e-8 times: as wide as the Cs of LogisticRegressionCV. With
+        several l1_ratios the grid spans those of all.
     l1_ratios : array of floats, default=(0.0,)
         Shares of the L1 penalty to try, in [0, 1].
     cv : int, splitter or iterable of (train, test), default=None
-        The folds; None is 5, and a number means stratified ones, without shuffling (plain ones for target
+        The folds; None is 5. A number stands for as many stratified folds without shuffling (plain ones for target
         probabilities).
     scoring : str, callable or None, default=None
-        A name that scikit-learn's `get_scorer` knows, or ``scoring(estimator, X, y)``; None is accuracy. It is given
-        `sample_weight` where `fit` is.
+        A name that scikit-learn's `get_scorer` knows, or ``scoring(estimator, X, y)``; None is accuracy. If `fit` is
+        given `sample_weight`, so is the scorer.
     refit : bool, default=True
-        Whether to fit the best pair to all rows. Otherwise `coef_`, `intercept_`, `alpha_` and `l1_ratio_` are means,
-        over the folds, of what was best in each.
+        Whether to fit the best pair to all rows. Otherwise `coef_`, `intercept_`, `alpha_` and `l1_ratio_` are means
+        over the folds, of the best of each fold.
     fit_intercept : bool, default=True
+        As in `SoftmaxRegression`.
     solver : {"auto", "newton", "dual", "proximal_gradient", "sgd"}, default="auto"
+        As in `SoftmaxRegression`.
     max_iter : int, default=100
+        As in `SoftmaxRegression`.
     tol : float, default=1e-4
+        As in `SoftmaxRegression`.
     class_weight : dict or "balanced", default=None
+        As in `SoftmaxRegression`.
     label_smoothing : float, default=0.0
         As in `SoftmaxRegression`.
     random_state : int, RandomState instance or None, default=None
         As in `SoftmaxRegression`; every fit gets the same seed. The folds do not depend on it.
     n_jobs : int, default=None
-        How many paths to follow at a time, a thread each. With None it is one path after the other, each on as many
-        threads as `SoftmaxRegression` takes by itself. Results do not depend on it.
+        Number of paths that are fitted at a time, each on one thread. None stands for one path after the other, each on
+        as many threads as `SoftmaxRegression` takes by itself. Results do not depend on n_jobs.
     verbose : int, default=0
-        1 tells of the paths' progress, 2 prints a line an iteration besides.
+        1 prints the progress of the paths; 2 also prints a line an iteration.
 
     Attributes
     ----------
@@ -115,9 +124,12 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
     }
 
     def __init__(
-        self, *, alphas=10, l1_ratios=(0.0,), cv=None, scoring=None, refit=True, fit_intercept=True, solver="auto",
-        max_iter=100, tol=1e-4, class_weight=None, label_smoothing=0.0, random_state=None, n_jobs=None, verbose=0,
-    ):  # fmt: skip
+        self, *, alphas: int | ArrayLike = 10, l1_ratios: ArrayLike = (0.0,), cv: Any = None,
+        scoring: str | Callable[..., float] | None = None, refit: bool = True, fit_intercept: bool = True,
+        solver: str = "auto", max_iter: int = 100, tol: float = 1e-4,
+        class_weight: Mapping[Any, float] | str | None = None, label_smoothing: float = 0.0,
+        random_state: int | np.random.RandomState | None = None, n_jobs: int | None = None, verbose: int = 0,
+    ) -> None:  # fmt: skip
         self.alphas = alphas
         self.l1_ratios = l1_ratios
         self.cv = cv
@@ -134,24 +146,36 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, **params):
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any) -> Self:
         """Choose among the penalties, and fit the best.
 
         Parameters
         ----------
-        X, y, sample_weight : as in `SoftmaxRegression.fit`
-            Probabilities as targets need a callable `scoring`.
+        X : array or sparse matrix of shape (n, d)
+            Features, as in `SoftmaxRegression.fit`.
+        y : array of shape (n,) or (n, K)
+            Labels, or target probabilities; these need a callable `scoring`.
+        sample_weight : array of shape (n,), optional
+            Weights, not negative.
         **params : dict
-            What splitter and scorer asked for, where metadata routing is enabled.
+            Metadata that splitter and scorer have requested, where metadata routing is enabled.
 
         Returns
         -------
-        self
+        self : SoftmaxRegressionCV
+            The fitted estimator.
 
         Raises
         ------
         ValueError
             If the data, a parameter or a fold cannot be used, or a score is not a number.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegressionCV
+        >>> X, y = [[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]], [0, 0, 0, 1, 1, 1]
+        >>> SoftmaxRegressionCV(alphas=[1e-3, 1e-1], cv=3).fit(X, y).alphas_.tolist()
+        [0.1, 0.001]
         """
         _raise_for_params(params, self, "fit")
         with restore_on_error(self):
@@ -166,13 +190,15 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
             routed = self._routed("fit", sample_weight, params)
             scorer = self._scorer(classes, soft=codes is None)
             folds = self._folds(X, y, objective.sample_weight, routed.splitter.split)
-            # one limit on BLAS around all threads: those that they set one by one would undo each other
-            with single_threaded_blas():
+
+            def scored_path(l1_ratio, train, test):
+                """Fit the path over the rows `train`, and score each fit on the rows `test`."""
+                score = _score_on(test, X, y, scorer, routed.scorer.score)
+                return fit_path(model, objective.select(train), classes, self.alphas_, l1_ratio, score)
+
+            with single_threaded_blas():  # one limit around all threads, not one for each
                 paths = Parallel(n_jobs=self.n_jobs, verbose=self.verbose, prefer="threads")(
-                    delayed(_score_path)(
-                        model, objective, classes, self.alphas_, l1_ratio, X, y, train, test, scorer,
-                        routed.scorer.score,
-                    )
+                    delayed(scored_path)(l1_ratio, train, test)
                     for train, test in folds
                     for l1_ratio in self.l1_ratios_.tolist()
                 )
@@ -191,7 +217,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
     def _choose(self, model, X, y, sample_weight):
         """Set the best penalty and its coefficients, from all rows or as means over the folds."""
         scores = self.scores_.mean(axis=0, keepdims=True) if self.refit else self.scores_
-        # the strongest alpha first: argmax takes the first of equals
+        # the strongest alpha stands first, and argmax takes the first of equals
         best = scores.swapaxes(1, 2).reshape(len(scores), -1).argmax(axis=1)
         of_alpha, of_ratio = np.divmod(best, len(self.l1_ratios_))
         self.alpha_ = float(self.alphas_[of_alpha].mean())
@@ -207,7 +233,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
             self.coef_, self.intercept_ = model.coef_, model.intercept_
 
     def _model(self):
-        """What is fitted along the paths."""
+        """Return the SoftmaxRegression that is fitted along the paths, with all parameters but alpha and l1_ratio."""
         model = SoftmaxRegression(**{name: getattr(self, name) for name in SHARED})
         if not isinstance(self.random_state, numbers.Integral):  # the order of the fits must not matter
             model.random_state = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
@@ -217,7 +243,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
         return model
 
     def _folds(self, X, y, weight, params):
-        """Return pairs of row numbers, as arrays; each trains on two classes at least."""
+        """Return the folds: pairs of arrays of row numbers. The training rows of each have at least two classes."""
         cv = check_cv(self.cv, y, classifier=True)
         rows, folds = np.arange(len(y)), []
         for train, test in cv.split(X, y, **params):
@@ -233,30 +259,41 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
-    def score(self, X, y, **params):
-        """The score by `scoring` on the rows of X.
+    def score(self, X: MatrixLike, y: ArrayLike, **params: Any) -> float:  # type: ignore[override]  # routed metadata
+        """Return the score by `scoring` on the rows of X.
 
         Parameters
         ----------
         X : array or sparse matrix of shape (n, d)
-        y : labels of shape (n,)
+            Rows to predict.
+        y : array of shape (n,) or (n, K)
+            Labels, or target probabilities if the scorer takes them.
         **params : dict
-            `sample_weight`, or what the scorer asked for where metadata routing is enabled.
+            `sample_weight`, or metadata that the scorer has requested, where metadata routing is enabled.
 
         Returns
         -------
         score : float
+            The score; higher is better.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegressionCV
+        >>> X, y = [[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]], [0, 0, 0, 1, 1, 1]
+        >>> SoftmaxRegressionCV(alphas=[1e-3], cv=3).fit(X, y).score(X, y)
+        1.0
         """
         _raise_for_params(params, self, "score", allow=["sample_weight"])
         routed = self._routed("score", params.pop("sample_weight", None), params)
         return self._scorer()(self, X, y, **routed.scorer.score)
 
-    def get_metadata_routing(self):
-        """What of `fit` and `score` goes to the splitter and to the scorer.
+    def get_metadata_routing(self) -> Any:
+        """Return the metadata that `fit` and `score` pass on to the splitter and to the scorer.
 
         Returns
         -------
         routing : MetadataRouter
+            As scikit-learn's metadata routing asks for it.
         """
         scored = MethodMapping().add(caller="fit", callee="score").add(caller="score", callee="score")
         split = MethodMapping().add(caller="fit", callee="split")
@@ -264,13 +301,18 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
         return router.add(splitter=self.cv, method_mapping=split).add(scorer=self._scorer(), method_mapping=scored)
 
     def _routed(self, method, sample_weight, params):
+        """Return the metadata of a call of `method`, as a Bunch with `splitter.split` and `scorer.score`."""
         given = {} if sample_weight is None else {"sample_weight": sample_weight}
         if _routing_enabled():
             return process_routing(self, method, **given, **params)
         return Bunch(splitter=Bunch(split={}), scorer=Bunch(score=given))
 
     def _scorer(self, classes=None, soft=False):
-        """The scorer; told of all classes where it can be, as rows of a fold may lack some."""
+        """Return the scorer.
+
+        Rows of a fold may lack some of the `classes`: a scorer whose metric takes `labels` gets them all. Soft
+        targets need a callable `scoring`; any other raises a ValueError.
+        """
         if soft and not callable(self.scoring):
             raise ValueError(
                 "probabilities as targets need a callable scoring, such as softreg.metrics.cross_entropy_scorer; got "
@@ -292,11 +334,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
         return tags
 
 
-def _score_path(model, objective, classes, alphas, l1_ratio, X, y, train, test, scorer, params):
-    """Fit the path over the rows `train`, and score it on the rows `test`; return what `fit_path` does."""
-    X_test, params = X[test], _check_method_params(X, params, indices=test)
-
-    def score(fitted):
-        return scorer(fitted, X_test, y[test], **params)
-
-    return fit_path(model, objective.select(train), classes, alphas, l1_ratio, score)
+def _score_on(rows, X, y, scorer, params):
+    """Return a function (estimator) -> score on these rows of X and y; params has the scorer's metadata of all rows."""
+    X_rows, params = X[rows], _check_method_params(X, params, indices=rows)
+    return lambda fitted: scorer(fitted, X_rows, y[rows], **params)

@@ -1,8 +1,8 @@
-"""X as the kernels see it: which rows count, where they stand, and how W lies in memory.
+"""The design matrix: X, a selection of its rows, and the memory order of arrays like W.
 
-`DenseDesign` and `CSRDesign` have the same methods. This is the one place that knows whether X is sparse. A design
-holds X without copying it, and a selection of its rows. Its columns are the features and, with an intercept, a last
-column of ones: [X 1] has p = d + 1 columns, or p = d without an intercept. Arrays like W have shape (K, p).
+`DenseDesign` and `CSRDesign` have the same methods. No other file asks whether X is sparse. A design refers to X and
+does not copy it. Its columns are the features and, with an intercept, a last column of ones: [X 1] has p = d + 1
+columns, or p = d without an intercept. Arrays like W have shape (K, p).
 
 Dense designs hold W in C order. CSR designs hold W in Fortran order: a nonzero of X then meets the numbers of all
 classes side by side.
@@ -23,7 +23,14 @@ def design_matrix(X, *, fit_intercept=True, n_threads=1):
 
 
 class _Design:
-    """What both kinds share: the selection of rows, and the arrays that belong to it.
+    """Base of both kinds: the selection of rows, and the allocation of arrays like W.
+
+    Parameters
+    ----------
+    X : ndarray or CSR matrix of shape (n, d), as `ensure_row_major` returns it
+    fit_intercept : bool
+    n_threads : int
+    rows : intp array of shape (m,), the selected rows of X, or None for all of them
 
     Attributes
     ----------
@@ -33,11 +40,11 @@ class _Design:
     order : {"C", "F"}
         Memory order of arrays like W.
     can_center : bool
-        Whether centred copies of a few rows cost no more memory than the rows themselves.
+        True if centred copies of a few rows cost no more memory than the rows themselves.
     can_sample_rows : bool
-        Whether a sample of rows tells about every feature. Most features of sparse rows are rare.
+        True if a sample of the rows has nonzeros of every feature. Most features of sparse rows are rare.
     has_dual_epoch : bool
-        Whether `dual_epoch` exists.
+        True if the method `dual_epoch` exists.
     """
 
     def __init__(self, X, fit_intercept, n_threads, rows=None):
@@ -67,7 +74,7 @@ class _Design:
         return self.X[positions if self.rows is None else self.rows[positions]]
 
     def row_blocks(self, size=BLOCK_ROWS):
-        """Yield the slices that cut the selection into blocks of `size` rows."""
+        """Yield slices that split the selection into blocks of `size` rows."""
         for start in range(0, self.n_rows, size):
             yield slice(start, min(start + size, self.n_rows))
 
@@ -87,7 +94,7 @@ class _Design:
     # --- arrays like W --------------------------------------------------------------------------------------------
 
     def empty(self, n_classes):
-        """Return an uninitialised array like W."""
+        """Return an uninitialised array like W, (n_classes, p), in this design's memory order."""
         return np.empty((n_classes, self.n_columns), self.dtype, order=self.order)
 
     def arranged(self, W):
@@ -104,7 +111,7 @@ class _Design:
 
 
 class DenseDesign(_Design):
-    """Rows of an ndarray with unit stride along a row."""
+    """Rows of an ndarray with unit stride along a row. Results have the dtype of X unless a method says float64."""
 
     order = "C"
     can_center = can_sample_rows = True
@@ -155,10 +162,10 @@ class DenseDesign(_Design):
     def standardized_row_lengths(self, share):
         """Return the squared lengths of the rows in standardised units over their mean, (n,), for weights share (n,).
 
-        A feature that is zero but for a few rows has all of its curvature there: those rows are long. Means are
-        weighted, and rows of no weight have no length.
+        A feature that is zero but for a few rows has all of its curvature in them: those rows are long. Means are
+        weighted, and rows without weight have length zero.
         """
-        weighted = np.flatnonzero(share)  # what rows of no weight hold must not matter, however large it is
+        weighted = np.flatnonzero(share)  # the entries of rows without weight must not matter, however large they are
         blocks = [weighted[start : start + BLOCK_ROWS] for start in range(0, len(weighted), BLOCK_ROWS)]
         first, squares = share[blocks[0]], np.zeros(self.n_features)
         mean = first @ self.copy_rows(blocks[0]) / first.sum() if self.fit_intercept else np.zeros(1, self.dtype)
@@ -175,7 +182,7 @@ class DenseDesign(_Design):
 
 
 class CSRDesign(_Design):
-    """Rows of a CSR matrix with sorted indices, 32 or 64 bits wide."""
+    """Rows of a CSR matrix with sorted indices, 32 or 64 bits wide. The methods are those of `DenseDesign`."""
 
     order = "F"
     can_center = can_sample_rows = False
@@ -222,7 +229,7 @@ class CSRDesign(_Design):
         return np.asarray(X.multiply(X).mean(axis=0)).ravel()
 
     def standardized_row_lengths(self, share):
-        """Return ones: standardised coordinates would fill the zeros of X."""
+        """Return ones: standardised rows would be dense."""
         return np.ones(self.n_rows)
 
     def mean_squared_norm(self):

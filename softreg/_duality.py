@@ -1,11 +1,11 @@
 """Proven lower bounds on min F, by duality.
 
-With the gradient part G(Q) = (1/S) sum_i s_i (Q_i - Y_i) [x_i 1]^T of any distributions Q whose class totals equal
-those of Y (only then is an unpenalised intercept optimal),
+Take any distributions Q_i, one a row, whose class totals equal those of Y (an unpenalised intercept demands that), and
+G(Q) = (1/S) sum_i s_i (Q_i - Y_i) [x_i 1]^T, which is the gradient of the mean loss if Q are the probabilities. Then
 
     min F >= D(Q) = (1/S) sum_i s_i H(Q_i) - 1/(2 l2) sum max(|G(Q)| - l1, 0)^2,     intercepts left out.
 
-H is the entropy. At the optimum Q = P attains the minimum. There is no bound without a penalty.
+H is the entropy. At the optimum Q = P attains the minimum. Without a penalty there is no bound.
 """
 
 import numpy as np
@@ -17,9 +17,9 @@ from softreg._rounding import rounding_allowance
 def lower_bound(linearization):
     """Return a proven lower bound on min F, from the probabilities and the gradient at a point; -inf without a penalty.
 
-    At the optimum of a smooth objective the bound is min F itself. F(W) does not enter: where that is large, rounding
-    would eat what is left of a difference. The gradient of the penalty has to be taken off, and its rounding is added
-    to what remains, which lowers the bound.
+    At the optimum of a smooth objective the bound is min F itself. F(W) does not enter: if F(W) is large, a difference
+    of such numbers is mostly rounding. G is the gradient minus that of the penalty. The rounding of this difference is
+    added to |G|, which lowers the bound.
     """
     objective, W = linearization.objective, linearization.W
     if not objective.l2 and not objective.l1:
@@ -32,7 +32,7 @@ def lower_bound(linearization):
 
 
 def dual_point(linearization):
-    """Return what `dual_bound` takes at Q = P: the mean entropy of the probabilities, and G of them, float64."""
+    """Return the mean entropy of the probabilities P, and G(P) in float64: the arguments of `dual_bound`."""
     objective, G = linearization.objective, np.array(linearization.gradient, np.float64)
     objective.coef(G)[...] -= objective.l2 * objective.coef(linearization.W).astype(np.float64)
     return linearization.entropy(), G
@@ -41,13 +41,14 @@ def dual_point(linearization):
 def dual_bound(objective, entropy, G):
     """Return a proven lower bound on min F, from the mean entropy of distributions Q, and G(Q), which is overwritten.
 
-    Q meets the condition on the class totals only where the intercept's column g of G is zero. So the bound is that
-    of other distributions, u ((1 - t) Q + t r) + (1 - u) Y. A share t of the constant distribution r = y - g (1-t)/t,
-    the smallest that keeps r >= 0, repairs the totals y. And u <= 1 scales G down to what is best (l2 > 0) or allowed
-    (l2 = 0). H is concave, so they have at least the entropy u ((1 - t) H(Q) + t H(r)).
+    Q meets the condition on the class totals y only if the intercept's column g of G is zero. So the bound is that of
+    other distributions, u ((1 - t) Q + t r) + (1 - u) Y, in two steps. First, a share t of the constant distribution
+    r = y - g (1-t)/t makes the totals right; t is the smallest share with r >= 0. Second, u <= 1 scales G down: to the
+    best bound if l2 > 0, and until no entry is above l1 if l2 = 0. H is concave, so the entropy of these distributions
+    is at least u ((1 - t) H(Q) + t H(r)).
     """
     if objective.fit_intercept:
-        g = G[:, -1] - G[:, -1].mean()  # they sum to zero but for rounding
+        g = G[:, -1] - G[:, -1].mean()  # the column sums to zero but for rounding
         M = objective.class_moments()
         totals = M[:, -1]
         with np.errstate(divide="ignore", invalid="ignore"):

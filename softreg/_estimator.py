@@ -1,23 +1,26 @@
-"""SoftmaxRegression: its parameters, and how a fit and a stream are put together."""
+"""SoftmaxRegression: its parameters, and its methods `fit` and `partial_fit`."""
 
 import numbers
 import warnings
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from softreg._callbacks import Callbacks, Monitor
+from softreg._callbacks import Callbacks, Monitor, hold_out
 from softreg._coefficients import check_start, fitted_coefficients, penalties, solver_weights
 from softreg._objective import Objective
 from softreg._prediction import LinearSoftmaxClassifier
 from softreg._solvers import SOLVERS, Options, Start, check_solver, solve, solver_names, warning_text
 from softreg._solvers.streaming import Stream, new_stream
 from softreg._threads import effective_n_threads, single_threaded_blas
+from softreg._typing import MatrixLike
 from softreg._validation import check_data, check_finite, check_row_weights, finite_or_error, restore_on_error
 
 # What `partial_fit` cannot do: it does not know all rows.
@@ -29,7 +32,7 @@ OF_THE_STREAM = ("coef_", "intercept_", "stream_history_")
 class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstimator):
     """Linear softmax classifier (multinomial logistic regression).
 
-    It minimises, over coefficients W and intercepts b,
+    The fit minimises, over coefficients W and intercepts b,
 
         (1/S) sum_i s_i CE(y_i, softmax(W x_i + b)) + alpha ((1 - l1_ratio)/2 ||W||_2^2 + l1_ratio ||W||_1),
 
@@ -45,17 +48,20 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     fit_intercept : bool, default=True
         Whether to fit an intercept for each class.
     solver : {"auto", "newton", "dual", "proximal_gradient", "sgd"}, default="auto"
-        "newton" is preconditioned Newton-CG; on many dense rows it starts with a little SGD and on a sample of them.
-        "dual" is dual coordinate ascent; it needs sparse X, alpha > 0 and l1_ratio = 0. "proximal_gradient" is
-        accelerated proximal gradient descent (FISTA); it alone can do l1_ratio > 0 beside "sgd", which is minibatch
-        gradient descent with momentum. "auto" is "newton" where X is dense or small; "dual" where X is sparse, and
-        "newton" after it where "dual" gets slow; and "proximal_gradient" where l1_ratio > 0. `solver_` says what ran.
-        `partial_fit` always takes minibatches, as "sgd" does.
+        - "newton" is preconditioned Newton-CG. On many dense rows it begins with two epochs of SGD, and with a sample
+          of the rows.
+        - "dual" is dual coordinate ascent. It needs sparse X, alpha > 0 and l1_ratio = 0.
+        - "proximal_gradient" is accelerated proximal gradient descent (FISTA).
+        - "sgd" is minibatch gradient descent with momentum. `partial_fit` always takes minibatches.
+        - "auto" is "proximal_gradient" if l1_ratio > 0. Otherwise it is "newton" if X is dense or small, and "dual" if
+          X is sparse, followed by "newton" if "dual" is slow. `solver_` names the solver that ran.
+
+        Only "proximal_gradient" and "sgd" can do l1_ratio > 0.
     max_iter : int, default=100
         The most iterations: Newton or proximal steps, epochs of SGD or of dual coordinate ascent.
     tol : float, default=1e-4
-        The fit has converged when F - min F is at most tol * F, by a proven bound or by the estimate that
-        `stopped_on_` tells of; otherwise it warns.
+        The fit has converged when F - min F is at most tol * F, by a proven bound or by an estimate, see
+        `stopped_on_`. A fit that has not converged gives a ConvergenceWarning.
     precondition : bool, default=True
         Whether "sgd" and `partial_fit` keep the covariance of dense features, d^2 numbers, and step in its metric.
         Without it they need more rows to get as far.
@@ -66,22 +72,23 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     label_smoothing : float, default=0.0
         Mixes this share of the uniform distribution into every target; in [0, 1).
     early_stopping : bool, default=False
-        Whether to hold out `validation_fraction` of the rows, stop when the loss there has not gone down by
-        tol times itself for `n_iter_no_change` epochs, and keep the weights that were best there.
+        Whether to hold out `validation_fraction` of the rows, to stop when the loss on them has not gone down by
+        tol times itself for `n_iter_no_change` iterations, and to keep the weights with the smallest loss on them.
     validation_fraction : float, default=0.1
         The share of the rows that is held out.
     n_iter_no_change : int, default=5
-        Epochs without progress that end a fit with early stopping, and after which SGD asks for a certificate.
+        Iterations without progress that end a fit with early stopping. After as many epochs without progress SGD
+        computes a certificate.
     warm_start : bool, default=False
         Whether `fit` starts from the coefficients of the previous fit.
     random_state : int, RandomState instance or None, default=None
         Seeds the shuffling and the held-out rows.
     n_jobs : int, default=None
-        Threads. None takes what OMP_NUM_THREADS, threadpoolctl and joblib's limits on workers allow. Results do
-        not depend on it.
+        Number of threads. None stands for as many as OMP_NUM_THREADS, threadpoolctl and joblib's limits on workers
+        allow. Results do not depend on n_jobs.
     verbose : int, default=0
-        1 prints a line an epoch or iteration: the loss, the gap where it was computed, accuracy on the held-out rows,
-        rows a second (each pass counts), and the time left at this pace if all of max_iter are needed.
+        1 prints a line an iteration: the loss, the gap if it was computed, the accuracy on the held-out rows, rows a
+        second (a pass counts all rows), and the time left if all of max_iter are needed.
 
     Attributes
     ----------
@@ -89,31 +96,36 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     intercept_ : ndarray of shape (n_classes,), or (1,)
     classes_ : ndarray of shape (n_classes,)
     solver_ : str
-        The solver that ran, or that finished where "auto" took two.
+        The solver that ran; if "auto" took two, the second.
     n_iter_ : int
-        Iterations that were run.
+        Number of iterations.
     stopped_on_ : str
-        "gap" where the proven bound came within tol, "estimate" where the Newton decrement did, "early_stopping",
-        "callback" where one asked for it, "max_iter", "precision" where the dtype of X cannot tell the objective any
-        better, or "rate" where the adaptive rate has become tiny.
+        The reason for the end of the fit:
+
+        - "gap": the proven bound is within tol;
+        - "estimate": the estimate by the Newton decrement is within tol;
+        - "early_stopping", "callback": the held-out rows or a callback ended the fit;
+        - "max_iter": all iterations are used up;
+        - "precision": no step decreases the objective any more, in the dtype of X;
+        - "rate": the adaptive rate is down to eta0 / 10^6.
     optimality_gap_ : float
-        A proven bound on F - min F at the end, by duality; inf where there is none (alpha = 0), or where a fit was
-        stopped before it was computed.
+        A proven bound on F - min F at the end, by duality; inf if there is no bound (alpha = 0), or if the fit was
+        stopped before one was computed.
     gap_estimate_ : float
-        The same by the Newton decrement, doubled for safety; NaN where it was not computed.
+        An estimate of F - min F by the Newton decrement, doubled for safety; NaN if it was not computed.
     history_ : dict of arrays, one entry an iteration
-        ``loss`` (the objective; of SGD its running mean over the epoch, exact where ``gap`` is known), ``gap``,
-        ``gap_estimate`` where Newton's was made on all rows, ``passes`` over the data for gradients and Hessian
-        products, ``time`` in seconds; with early stopping ``validation_loss``, ``validation_score``.
+        ``loss`` (the objective; for SGD its running mean over the epoch, but exact if ``gap`` is known), ``gap``,
+        ``gap_estimate`` (of Newton steps on all rows), ``passes`` over the data for gradients and Hessian products,
+        ``time`` in seconds; with early stopping ``validation_loss`` and ``validation_score``.
     n_features_in_, feature_names_in_ :
         As everywhere in scikit-learn.
 
     Notes
     -----
     `set_callbacks` takes `ProgressBar`, `ScoringMonitor` and others that follow `sklearn.callback`'s protocol. Each
-    epoch of SGD, each iteration and each call of `partial_fit` is a task to them. They get X and y as `fit` got them,
-    held-out rows included, and as `fitted_estimator` what `fit` would return if it ended there: before the iteration
-    in `on_fit_task_begin`, after it in `on_fit_task_end`. Where `on_fit_task_end` returns True, the fit ends there,
+    iteration, and each call of `partial_fit`, is a task. Callbacks get X and y as `fit` got them, held-out rows
+    included. Their `fitted_estimator` is the estimator that `fit` would return if it ended at that time: before the
+    iteration in `on_fit_task_begin`, after it in `on_fit_task_end`. If `on_fit_task_end` returns True, the fit ends,
     without a warning.
 
     References
@@ -158,10 +170,13 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     }
 
     def __init__(
-        self, *, alpha=1e-4, l1_ratio=0.0, fit_intercept=True, solver="auto", max_iter=100, tol=1e-4,
-        precondition=True, shuffle=True, class_weight=None, label_smoothing=0.0, early_stopping=False,
-        validation_fraction=0.1, n_iter_no_change=5, warm_start=False, random_state=None, n_jobs=None, verbose=0,
-    ):  # fmt: skip
+        self, *, alpha: float = 1e-4, l1_ratio: float = 0.0, fit_intercept: bool = True, solver: str = "auto",
+        max_iter: int = 100, tol: float = 1e-4, precondition: bool = True, shuffle: bool = True,
+        class_weight: Mapping[Any, float] | str | None = None, label_smoothing: float = 0.0,
+        early_stopping: bool = False, validation_fraction: float = 0.1, n_iter_no_change: int = 5,
+        warm_start: bool = False, random_state: int | np.random.RandomState | None = None, n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:  # fmt: skip
         self.alpha = alpha
         self.l1_ratio = l1_ratio
         self.fit_intercept = fit_intercept
@@ -188,23 +203,30 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     # --- training -------------------------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, coef_init=None, intercept_init=None):
+    def fit(
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None,
+        coef_init: ArrayLike | None = None, intercept_init: ArrayLike | None = None,
+    ) -> Self:  # fmt: skip
         """Fit the model.
 
         Parameters
         ----------
         X : array or sparse matrix of shape (n, d)
-            float32 and float64 stay what they are; C-ordered arrays and CSR with sorted indices are not copied.
+            Features. Their dtype is kept if it is float32 or float64; C-ordered arrays and CSR with sorted indices are
+            not copied.
         y : array of shape (n,) or (n, K)
             Labels, or K >= 2 target probabilities a row; the classes are then 0 .. K-1.
         sample_weight : array of shape (n,), optional
             Weights, not negative.
-        coef_init, intercept_init : arrays of the shapes of `coef_` and `intercept_`, optional
-            Where to start. What is not given is zero, or that of the previous fit where warm_start=True.
+        coef_init : array of the shape of `coef_`, optional
+            Coefficients to start from. By default they are zero, or those of the previous fit if warm_start=True.
+        intercept_init : array of the shape of `intercept_`, optional
+            Intercepts to start from, with the same default.
 
         Returns
         -------
-        self
+        self : SoftmaxRegression
+            The fitted estimator.
 
         Raises
         ------
@@ -212,9 +234,16 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             If the data, a start or a combination of parameters cannot be used.
         FloatingPointError
             If SGD diverged because the rate is too high, or features are too large or too small for their dtype.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.classes_.tolist(), model.coef_.shape
+        (['a', 'b'], (1, 1))
         """
         row = SOLVERS[solver_names(self.solver, self.alpha * self.l1_ratio > 0)[-1]]
-        # outside restore_on_error, or callbacks that were set up would not be torn down after an error
+        # outside of restore_on_error: after an error, scikit-learn has to find the callbacks to tear them down
         callbacks = Callbacks(self, X, y, sample_weight, name=row.iteration, max_tasks=self.max_iter)
         with restore_on_error(self):
             X, codes, targets, classes = check_data(self, X, y)
@@ -222,14 +251,14 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             check_solver(self.solver, self.l1_ratio, objective)
             W = self._start(objective, classes, coef_init, intercept_init)
             random_state = check_random_state(self.random_state)
-            train, held_out = self._hold_out(objective, random_state)
+            train, held_out = hold_out(self, objective, random_state)
             callbacks.start(lambda W: self._fitted_attributes(objective, W, classes), W)
             monitor = Monitor(self, train.n_rows, row, held_out, callbacks)
             with single_threaded_blas(), finite_or_error(objective):
                 result = solve(self.solver, train, Start(W), self._options(random_state), monitor)
                 check_finite(result.W, result.loss)
             self._set_fitted_attributes(objective, result.W, classes)
-            vars(self).pop("_stream", None)
+            self.__dict__.pop("_stream", None)
             self.n_iter_, self.solver_, self.stopped_on_ = len(result.history), result.solver, result.stopped_on
             self.optimality_gap_, self.gap_estimate_ = result.gap, result.estimate
             self.history_ = {name: np.array([e[name] for e in result.history]) for name in result.history[0]}
@@ -240,23 +269,31 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         return self
 
     @with_callbacks
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(
+        self, X: MatrixLike, y: ArrayLike, classes: ArrayLike | int | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:  # fmt: skip
         """Go once over a batch of rows, in minibatches, from where the last call ended.
 
-        What the optimiser remembers, the mean of `average`, and how many rows have come are kept between calls, and
-        pickled with the estimator. A parameter that is set between calls counts from the next one on; another solver
-        or momentum forgets the gradients so far. `n_iter_` counts the calls that brought rows.
+        The state of the optimiser, the mean of `average`, and the number of rows so far are kept between calls, and
+        pickled with the estimator. A parameter that is set between calls counts from the next one on; another momentum
+        forgets the gradients so far. `n_iter_` counts the calls that brought rows.
 
         Parameters
         ----------
-        X, y, sample_weight : as in `fit`
+        X : array or sparse matrix of shape (n, d)
             Any number of rows; none at all changes nothing.
-        classes : array of labels in any order, or their number where they are 0 .. classes - 1
-            All classes that will ever come; needed in the first call.
+        y : array of shape (n,) or (n, K)
+            Labels, or target probabilities, as in `fit`.
+        classes : array of labels in any order, or int, optional
+            All classes that will ever come, or their number where they are 0 .. classes - 1. Needed in the first call.
+        sample_weight : array of shape (n,), optional
+            Weights, not negative.
 
         Returns
         -------
-        self
+        self : SoftmaxRegression
+            The estimator, fitted to all batches so far.
 
         Raises
         ------
@@ -266,6 +303,13 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             that is planned or looks at epochs).
         FloatingPointError
             As in `fit`.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> stream = SoftmaxRegression().partial_fit([[0.0], [3.0]], ["a", "b"], classes=["a", "b"])
+        >>> stream.partial_fit([[1.0], [2.0]], ["a", "b"]).n_iter_
+        2
         """
         self._validate_params()
         known = hasattr(self, "coef_")
@@ -331,10 +375,10 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         if "_stream" in vars(self):
             self._stream = Stream.from_state(self._stream)
 
-    # --- what the solvers are given, and what they give back --------------------------------------------------------
+    # --- input and output of the solvers ----------------------------------------------------------------------------
 
     def _objective(self, X, codes, targets, classes, sample_weight):
-        """Return the objective over all rows of checked data."""
+        """Return the Objective over all rows of checked data, with the estimator's penalties and weights."""
         weight = check_row_weights(sample_weight, self.class_weight, X, codes, classes)
         l2, l1 = penalties(self.alpha, self.l1_ratio, len(classes))
         return Objective(
@@ -343,12 +387,12 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         )  # fmt: skip
 
     def _options(self, random_state):
-        """Return what the solvers read of the parameters."""
+        """Return the Options of a solver: the parameters that some solver reads."""
         names = {"max_iter", "tol"}.union(*(row.reads for row in SOLVERS.values()))
         return Options(random_state=random_state, **{name: getattr(self, name) for name in names})
 
     def _start(self, objective, classes, coef_init, intercept_init):
-        """Return W from what the caller gave, else from the previous fit of a warm start, else zero."""
+        """Return the W to start from: the caller's, else that of the previous fit of a warm start, else zero."""
         coef, intercept = check_start(objective, coef_init, intercept_init)
         W = solver_weights(objective, coef, intercept)
         if self.warm_start and hasattr(self, "coef_") and (coef is None or intercept is None):
@@ -360,7 +404,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         return W
 
     def _previous(self, objective, classes):
-        """Return the current coefficients as the solvers' W."""
+        """Return the current coefficients as the solvers' W, or raise a ValueError if they do not fit the data."""
         coef, intercept = self._weights()
         if not np.array_equal(self.classes_, classes) or coef.shape[1] != objective.n_features:
             raise ValueError(
@@ -375,24 +419,5 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         return {"classes_": classes, "coef_": coef, "intercept_": intercept}
 
     def _set_fitted_attributes(self, objective, W, classes):
+        """Set `classes_`, `coef_` and `intercept_` to those that belong to W."""
         vars(self).update(self._fitted_attributes(objective, W, classes))
-
-    def _hold_out(self, objective, random_state):
-        """Return the objective over the rows to train on, and over the held-out ones, or None.
-
-        Rows without weight are in neither.
-        """
-        if not self.early_stopping:
-            return objective, None
-        rows = np.flatnonzero(objective.shares())
-        try:
-            train, held_out = train_test_split(
-                rows, test_size=self.validation_fraction, random_state=random_state,
-                stratify=None if objective.codes is None else objective.codes[rows],
-            )  # fmt: skip
-        except ValueError as error:  # it names parameters of its own
-            raise ValueError(
-                f"early_stopping=True cannot hold out validation_fraction={self.validation_fraction} of "
-                f"{len(rows)} rows with weight, some of every class: {error}"
-            ) from error
-        return objective.select(np.sort(train)), objective.select(np.sort(held_out))

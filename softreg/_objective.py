@@ -3,10 +3,10 @@
     F(W) = (1/S) sum_i s_i CE(Y_i, softmax(W [x_i 1])) + l2/2 ||W||_2^2 + l1 ||W||_1,    S = sum_i s_i
 
 W has shape (K, p), p = d + 1 with the intercepts in the last column, or p = d without; intercepts are not penalised.
-Everything here but `penalty_l1` is the smooth part of F; the solvers meet l1 with a proximal step.
+All methods but `penalty_l1` compute the smooth part of F, without l1.
 
-`Objective.linearize(W)` returns a `Linearization`: the value, the gradient and the probabilities at W, from which it
-makes Hessian products and whatever else of the curvature a solver, a preconditioner or a certificate asks for.
+`Objective.linearize(W)` returns a `Linearization`: the value and the gradient at W, and methods for sums over the
+curvature there, such as Hessian products. Solvers, preconditioners and certificates use these and no kernel.
 """
 
 from copy import copy
@@ -44,6 +44,7 @@ class Objective:
         self._set_design(design_matrix(X, fit_intercept=fit_intercept, n_threads=n_threads))
 
     def _set_design(self, design):
+        """Set the rows of this objective to those of the design, and the attributes that follow from it."""
         self.design, self._cache = design, {}  # the cache is shared by objectives that differ in penalties alone
         self.n_rows, self.n_features, self.dtype = design.n_rows, design.n_features, design.dtype
         self.fit_intercept, self.n_threads = design.fit_intercept, design.n_threads
@@ -52,17 +53,17 @@ class Objective:
         self.total_weight = float(self.n_rows if weight is None else weight.sum(dtype=np.float64))
 
     def select(self, positions, weight=None):
-        """Return the same objective as a mean over the rows at `positions` alone; nothing of X is copied.
+        """Return the same objective over the rows at `positions` alone, a weighted mean; nothing of X is copied.
 
-        With `weight`, one number for each of them, they have other sample weights.
+        A `weight`, one number for each of these rows, replaces their sample weights.
         """
-        part = copy(self)
+        selected = copy(self)
         if weight is not None:
             of_all = np.zeros(self.design.X.shape[0], self.dtype)
             of_all[self.design.row_numbers(positions)] = weight
-            part.labels_of_all = (*self.labels_of_all[:2], of_all)
-        part._set_design(self.design.select(positions))
-        return part
+            selected.labels_of_all = (*self.labels_of_all[:2], of_all)
+        selected._set_design(self.design.select(positions))
+        return selected
 
     def with_penalties(self, l2, l1):
         """Return the same objective with other penalties."""
@@ -123,7 +124,7 @@ class Objective:
         return W
 
     def coef(self, W):
-        """Return a view of the part of W that is penalised."""
+        """Return a view of W without the intercepts: the coefficients, which are penalised."""
         return self.design.coef(W)
 
     # --- the mathematics ------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ class Objective:
         return Linearization(self, W, value, gradient, P)
 
     def value(self, W):
-        """Return F(W) without l1: half the work of a gradient."""
+        """Return F(W) without l1, for half the work of a gradient."""
         losses = np.empty(self.n_rows, self.dtype)
         self._cross_entropy(self.design.logits(W), losses, None)
         return losses.sum(dtype=np.float64) / self.total_weight + 0.5 * self.l2 * squared_norm(self.coef(W))
@@ -151,9 +152,10 @@ class Objective:
         _core.cross_entropy(Z, *labels, self.label_smoothing, losses, residual, self.n_threads)
 
     def line_minimum(self, W, step, longest, trials=20):
-        """Return t in (0, longest] with the least F(W + t step), without l1, to a tenth of its size: a root of dF/dt.
+        """Return the t in (0, longest] that minimises F(W + t step), without l1, to a tenth of its size.
 
-        Along a line the logits are Z + t dZ: once both are known, a trial of t costs a softmax and no pass over X.
+        t is a root of dF/dt, found by bisection. Along a line the logits are Z + t dZ: once Z and dZ are known, a trial
+        of t costs a softmax and no pass over X.
         """
         Z, dZ = self.design.logits(W), self.design.logits(step)
         linear, square = (self.l2 * inner(self.coef(A), self.coef(step)) for A in (W, step))
@@ -172,7 +174,7 @@ class Objective:
         return low or high
 
     def penalty_l1(self, W):
-        """Return l1 ||W||_1, the part of F that has no gradient."""
+        """Return l1 ||W||_1, the term of F that has no gradient."""
         return self.l1 * float(np.abs(self.coef(W)).sum(dtype=np.float64)) if self.l1 else 0.0
 
     def moments(self, C):
@@ -207,7 +209,7 @@ class Objective:
 
 
 class Linearization:
-    """F near W: the value and the gradient, and the curvature that the probabilities give.
+    """F near W: its value and gradient, and sums over its curvature, which the probabilities determine.
 
     Attributes
     ----------
@@ -252,7 +254,7 @@ class Linearization:
         """Return the mean entropy of the probabilities, (1/S) sum_i s_i H(p_i)."""
         objective, total = self.objective, 0.0
         weight = objective.sample_weight
-        for block in objective.design.row_blocks():  # by blocks: they stay in the cache
+        for block in objective.design.row_blocks():  # a block stays in the processor's cache
             P = self._P[block]
             entropies = np.einsum("ij,ij->i", P, np.log(np.maximum(P, np.finfo(P.dtype).tiny)))
             total -= float(np.sum(entropies if weight is None else entropies * weight[block], dtype=np.float64))
@@ -266,15 +268,15 @@ class Linearization:
     def select(self, positions, weight=None):
         """Return the linearisation with the curvature of the rows at `positions` alone; value and gradient stay.
 
-        With `weight`, one number for each of them, they have other sample weights.
+        A `weight`, one number for each of these rows, replaces their sample weights.
         """
-        part = self.objective.select(positions, weight)
-        return Linearization(part, self.W, self.value, self.gradient, self._P[positions])
+        selected = self.objective.select(positions, weight)
+        return Linearization(selected, self.W, self.value, self.gradient, self._P[positions])
 
     def damped(self, row_damping):
-        """Return the linearisation with the probabilities moved towards uniform by a share for each row, (n,).
+        """Return the linearisation with the probabilities moved towards uniform, by the share row_damping (n,).
 
-        Rows whose class is certain have no curvature. A row damping gives some back to them.
+        A row whose class is certain has no curvature. Damped, it has some.
         """
         if not row_damping.any():
             return self
@@ -287,11 +289,14 @@ class Linearization:
 
 
 def squared_norm(A):
-    """Return sum(A^2), in float64 where it matters: over the sums of what lies side by side."""
+    """Return sum(A^2): sums over contiguous numbers in the dtype of A, and the sum of these in float64."""
     A = A.T if A.strides[0] < A.strides[1] else A
     return float(np.einsum("ij,ij->i", A, A).sum(dtype=np.float64))
 
 
 def inner(A, B):
-    """Return sum(A B) of two arrays in the same memory order; BLAS adds in blocks, which keeps float32 exact enough."""
+    """Return sum(A B) of two arrays in the same memory order.
+
+    BLAS adds in blocks, so the rounding of float32 stays small.
+    """
     return float(np.dot(A.ravel(order="K"), B.ravel(order="K")))

@@ -18,12 +18,12 @@ from sklearn.utils.validation import (
 )
 
 from softreg import _core
+from softreg._array_checks import FLOATS, check_targets, check_weights
 from softreg._design_matrix import design_matrix
 from softreg._memory_layout import ensure_row_major
 from softreg._threads import effective_n_threads, single_threaded_blas
 from softreg._typing import Floats, MatrixLike
-from softreg._validation import FLOATS, are_distributions
-from softreg.functional import _check_targets, _check_weights
+from softreg._validation import are_distributions
 
 
 class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
@@ -198,9 +198,9 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         """
         predicted = self.predict(X)
         if are_distributions(y):
-            _, targets = _check_targets(np.asarray(y), (len(predicted), len(self.classes_)), np.float64)
+            _, targets = check_targets(np.asarray(y), (len(predicted), len(self.classes_)), np.float64)
             y = np.asarray(self.classes_)[targets.argmax(axis=1)]
-        return accuracy_score(y, predicted, sample_weight=_check_weights(sample_weight, len(predicted), np.float64))
+        return accuracy_score(y, predicted, sample_weight=check_weights(sample_weight, len(predicted), np.float64))
 
     def input_gradient(self, X: MatrixLike, y: ArrayLike) -> Floats:
         """Return the gradient of the mean cross-entropy over the rows of X with respect to X.
@@ -235,7 +235,7 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         """
         X = self._check_predict(X)
         if len(np.shape(y)) == 2:
-            _, targets = _check_targets(np.asarray(y), (X.shape[0], len(self.classes_)), X.dtype)
+            _, targets = check_targets(np.asarray(y), (X.shape[0], len(self.classes_)), X.dtype)
             codes = None
         else:
             y, targets = column_or_1d(y), None

@@ -1,7 +1,6 @@
 """NumPy twins of the compiled kernels in ``_core.pyx``: same names, same signatures, a few lines each.
 
-They are the specification that the tests hold the kernels against, and they run wherever NumPy does.
-The loops of the kernels are about speed; what they compute is what stands here.
+They specify the kernels: the tests run both and compare.
 
 Conventions, for both files:
 
@@ -24,7 +23,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 # --- softmax of a batch of logits Z (n, K) ------------------------------------------------------------------------
-# They return whether all numbers that came in are finite; if not, what they wrote means nothing.
+# They return True if all input is finite; if not, their output is not defined.
 
 
 def logsumexp(Z, out, n_threads=1):
@@ -203,6 +202,7 @@ def _csr(data, indices, indptr, n_features):
 def _loss_gradient(
     A, rows, W, codes, targets, sample_weight, label_smoothing, scale, P, grad, residual=None
 ):
+    """Return scale * sum_i s_i CE_i over the rows of A = [X[rows] 1]; P, grad and residual OUT as in the kernels."""
     rows = np.arange(A.shape[0]) if rows is None else rows
     Z = A @ W.T
     Y = _smoothed(codes, targets, label_smoothing, W.shape[0], Z.dtype, rows)
@@ -220,6 +220,7 @@ def _loss_gradient(
 
 
 def _hessian_product(A, rows, P, sample_weight, scale, V, out, curved=None):
+    """out (K, p) OUT = the Hessian of the mean loss over the rows of A = [X[rows] 1], times V; curved (m, K) OUT."""
     rows = np.arange(A.shape[0]) if rows is None else rows
     s = np.ones(len(rows), A.dtype) if sample_weight is None else sample_weight[rows]
     T = P * (A @ V.T)

@@ -1,4 +1,4 @@
-"""How many threads the kernels may use, and BLAS held at one inside them."""
+"""The number of threads of the kernels, and the limit of one thread for BLAS inside of them."""
 
 import os
 from collections import Counter
@@ -13,10 +13,10 @@ from softreg import _core
 
 
 def effective_n_threads(n_jobs):
-    """The threads for `n_jobs`, as scikit-learn's OpenMP estimators count them.
+    """Return the number of threads for `n_jobs`, counted as by scikit-learn's OpenMP estimators.
 
-    None takes what OMP_NUM_THREADS, threadpoolctl and joblib's limits on its workers allow, at most one a core;
-    a positive number is taken as it stands; -1 is all cores, -2 all but one.
+    None stands for as many as OMP_NUM_THREADS, threadpoolctl and joblib's limits on its workers allow, at most one a
+    core. A positive number is taken as it is; -1 is all cores, -2 all but one.
     """
     if n_jobs is None:
         most = _core.max_threads()
@@ -28,14 +28,14 @@ def effective_n_threads(n_jobs):
 
 @cache
 def _cpu_count():
-    return joblib.cpu_count()  # reading what the system allows takes longer than a small kernel
+    return joblib.cpu_count()  # cached: joblib asks the system, which takes longer than a small kernel
 
 
 class _BlasLimit:
-    """BLAS at one thread for as long as any thread of Python needs that: set by the first, restored by the last.
+    """A limit of one thread for BLAS, set by the first thread of Python that needs it and restored by the last.
 
-    The limit belongs to the whole process. If every thread set and restored one of its own, the last one to end would
-    restore what it had found when it began: the limit of another.
+    The limit belongs to the process. If every thread of Python set and restored its own, the last one to end would
+    restore the limit that it found when it began, which was that of another thread.
     """
 
     def __init__(self):
@@ -49,6 +49,7 @@ class _BlasLimit:
 
     @contextmanager
     def use(self):
+        """Hold the limit while the context is open; contexts may nest."""
         me = get_ident()
         with self._lock:
             if not self._uses:
@@ -76,7 +77,7 @@ class _BlasLimit:
             self._limiter = None
 
     def _after_fork(self):
-        """Forget the threads that a child has not got."""
+        """Forget the threads of the parent, which do not exist in the child."""
         self._uses = +Counter({get_ident(): self._uses[get_ident()]})
         if not self._uses:
             self._restore()
@@ -95,5 +96,5 @@ _blas_limit = _BlasLimit()
 
 
 def single_threaded_blas():
-    """A context in which BLAS keeps to the thread that calls it: the kernels call it from threads of their own."""
+    """Return a context in which BLAS uses one thread: the kernels call BLAS from threads of their own."""
     return _blas_limit.use()

@@ -1,4 +1,4 @@
-"""What comes in, as the kernels take it, or an error that names what is wrong with it."""
+"""Checks of the data of a fit: return them as the kernels take them, or raise an error that names what is wrong."""
 
 import numbers
 from contextlib import contextmanager
@@ -8,16 +8,23 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
+from softreg._array_checks import FLOATS, check_targets, check_weights
 from softreg._memory_layout import ensure_row_major
-from softreg.functional import _check_targets, _check_weights
-
-FLOATS = (np.float64, np.float32)
 
 
 def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
-    """X as the kernels take it, codes or targets, and the classes."""
+    """Return X as the kernels take it, codes (n,) or None, targets (n, K) or None, and the classes (K,).
+
+    Parameters
+    ----------
+    estimator : gets `n_features_in_` and `feature_names_in_` if `first`, else is compared with them
+    X, y : as given to `fit` or `partial_fit`
+    classes : as given to `partial_fit`, or None
+    first : bool, False if the estimator has seen data before, and its `classes_` hold
+    min_rows : int
+    """
     if min_rows == 0 and np.shape(y)[:1] == (0,):
-        y = []  # whatever the width of no targets
+        y = []  # no rows, whatever the number of columns
     soft = are_distributions(y)
     X, y = validate_data(
         estimator, X, y, accept_sparse="csr", accept_large_sparse=True, dtype=FLOATS, multi_output=soft, reset=first,
@@ -26,7 +33,7 @@ def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
     X = ensure_row_major(X)
     if soft:
         try:
-            _, targets = _check_targets(np.asarray(y), y.shape, X.dtype)
+            _, targets = check_targets(np.asarray(y), y.shape, X.dtype)
         except ValueError as error:
             raise ValueError(f"y is 2-D, so its rows are read as probabilities of the classes: {error}") from error
         found = np.arange(y.shape[1])
@@ -36,7 +43,7 @@ def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
     if len(y):
         check_classification_targets(y)
     known = estimator.classes_ if not first else None if classes is None else class_names(classes)
-    y = y if len(y) else known[:0]  # an empty list is a list of floats
+    y = y if len(y) else known[:0]  # NumPy takes an empty list for floats
     present, codes = np.unique(y, return_inverse=True)
     known = present if known is None else known
     check_classes(known, classes)
@@ -50,26 +57,29 @@ def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
 
 
 def are_distributions(y):
-    """Whether y has two dimensions and more than one column: its rows are then read as probabilities."""
+    """Return True if y has two dimensions and more than one column: its rows are then read as probabilities."""
     shape = np.asarray(y).shape
     return len(shape) == 2 and shape[1] > 1
 
 
 def check_classes(known, classes):
-    """`classes`, if given, are those that are known."""
+    """Raise a ValueError if `classes` are given and differ from the known ones."""
     if classes is not None and not np.array_equal(class_names(classes), known):
         named = np.asarray(classes).tolist()
         raise ValueError(f"classes={named} differ from the {len(known)} classes {known.tolist()}")
 
 
 def class_names(classes):
-    """Sorted; a number stands for 0 .. classes - 1."""
+    """Return the classes as a sorted array; a number stands for 0 .. classes - 1."""
     return np.arange(classes) if isinstance(classes, numbers.Integral) else np.unique(classes)
 
 
 def check_row_weights(sample_weight, class_weight, X, codes, classes):
-    """Return sample weights times class weights in the dtype of X, (n,), or None for ones."""
-    weight = None if sample_weight is None else _check_weights(sample_weight, X.shape[0], X.dtype)
+    """Return sample weights times class weights in the dtype of X, (n,), or None for ones.
+
+    Raise a ValueError if weights cannot be used, or no row has weight.
+    """
+    weight = None if sample_weight is None else check_weights(sample_weight, X.shape[0], X.dtype)
     if class_weight is not None:
         if codes is None:
             raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
@@ -94,7 +104,7 @@ def check_row_weights(sample_weight, class_weight, X, codes, classes):
 
 @contextmanager
 def restore_on_error(estimator):
-    """Leave the estimator as it was where an error is raised."""
+    """Restore the attributes of the estimator if an error is raised in the context."""
     before = vars(estimator).copy()
     try:
         yield
@@ -106,7 +116,10 @@ def restore_on_error(estimator):
 
 @contextmanager
 def finite_or_error(objective):
-    """Overflow ends in a FloatingPointError that says what to do, not in a warning of NumPy."""
+    """Silence NumPy's warnings of overflow in the context; factorisations that fail raise a FloatingPointError.
+
+    `check_finite` then finds the overflow in the result.
+    """
     try:
         with np.errstate(all="ignore"):
             yield
@@ -115,6 +128,7 @@ def finite_or_error(objective):
 
 
 def check_finite(W, loss):
+    """Raise a FloatingPointError that says what to do if a result is not finite."""
     if not (np.isfinite(W).all() and np.isfinite(loss)):
         raise FloatingPointError(OVERFLOW.format(W.dtype))
 

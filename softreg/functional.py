@@ -23,8 +23,9 @@ from numpy.typing import ArrayLike
 from sklearn.utils import assert_all_finite, check_array
 
 from softreg import _core
+from softreg._array_checks import FLOATS, check_floats, check_targets, check_weights
 from softreg._design_matrix import design_matrix
-from softreg._memory_layout import aligned, ensure_row_major
+from softreg._memory_layout import ensure_row_major
 from softreg._threads import effective_n_threads, single_threaded_blas
 from softreg._typing import Floats, MatrixLike
 
@@ -179,7 +180,7 @@ def softmax_vjp(Z: ArrayLike, U: ArrayLike, *, out: Floats | None = None) -> Flo
     >>> softmax_vjp([0.0, 0.0], [1.0, 0.0])
     array([ 0.25, -0.25])
     """
-    Z, U = _check_logits(Z), _check_floats(U, "U", finite=False)
+    Z, U = _check_logits(Z), check_floats(U, "U", finite=False)
     if U.shape != Z.shape:
         raise ValueError(f"U has shape {U.shape}, expected {Z.shape} as Z has")
     Z, U = _same_dtype(Z, U)
@@ -313,11 +314,11 @@ def linear_cross_entropy_grad(
     array([[-0.5],
            [ 0.5]])
     """
-    X = ensure_row_major(check_array(X, accept_sparse="csr", dtype=_FLOATS, input_name="X"))
-    W = _check_floats(W, "W")
+    X = ensure_row_major(check_array(X, accept_sparse="csr", dtype=FLOATS, input_name="X"))
+    W = check_floats(W, "W")
     if W.ndim != 2 or W.shape[0] == 0 or W.shape[1] != X.shape[1]:
         raise ValueError(f"W has shape {W.shape}, expected (K, {X.shape[1]}) with K >= 1 to match X")
-    b = np.zeros(len(W), W.dtype) if b is None else _check_floats(b, "b")
+    b = np.zeros(len(W), W.dtype) if b is None else check_floats(b, "b")
     if b.shape != W.shape[:1]:
         raise ValueError(f"b has shape {b.shape}, expected {W.shape[:1]} to match W")
     X, W, b = _same_dtype(X, W, b)
@@ -369,7 +370,7 @@ def check_gradient(
     >>> round(error, 3), index
     (0.143, (2,))
     """
-    x = _check_floats(x, "x")
+    x = check_floats(x, "x")
     e = float(np.finfo(x.dtype).eps)
     eps = e**0.2 if eps is None else eps
     if not (eps > 0 and x.size):
@@ -391,25 +392,9 @@ def check_gradient(
 
 # --- validation, and calls of kernels ---------------------------------------------------------------------
 
-_FLOATS = [np.float64, np.float32]
-
-
-def _check_floats(x, name, dtype=_FLOATS, finite=True):
-    """Return `x` as a C-contiguous, aligned array of any shape; copied only where it is not one already.
-
-    With finite=False NaN and infinity pass: the caller's kernel looks for them while it reads.
-    """
-    if not finite and type(x) is np.ndarray and x.dtype in dtype and x.flags.c_contiguous and x.flags.aligned:
-        return x  # check_array would say the same, in a time that counts beside small kernels
-    any_shape = {"ensure_2d": False, "allow_nd": True, "ensure_min_samples": 0, "ensure_min_features": 0}
-    return aligned(
-        check_array(x, dtype=dtype, order="C", input_name=name, ensure_all_finite=finite, **any_shape)
-    )
-
-
 def _check_logits(Z):
     """Return `Z` as the kernels take it, (K,) or (n, K); the kernels tell whether it is finite."""
-    Z = _check_floats(Z, "Z", finite=False)
+    Z = check_floats(Z, "Z", finite=False)
     if Z.ndim not in (1, 2) or Z.shape[-1] == 0:
         raise ValueError(f"Z has shape {Z.shape}, expected (K,) or (n, K) with K >= 1")
     return Z
@@ -419,53 +404,6 @@ def _raise_not_finite(**inputs):
     """Raise the ValueError that names the first of the inputs which is not finite."""
     for name, x in inputs.items():
         assert_all_finite(x, input_name=name)
-
-
-def _check_targets(Y, shape, dtype):
-    """Return the targets as the kernels take them, for logits of `shape` (n, K) or (K,).
-
-    That is (codes, None) with codes (n,) intp, or (None, targets) with targets (n, K) of the given dtype.
-    """
-    K = shape[-1]
-    if type(Y) is np.ndarray and Y.dtype == np.intp and Y.shape == shape[:-1] == Y.shape[:1] and Y.flags.carray:
-        if Y.view(np.uintp).max(initial=0) < K:  # negative codes are large ones there
-            return Y, None
-    Y = _check_floats(Y, "Y", "numeric")
-    if Y.shape == shape[:-1]:
-        if Y.dtype.kind not in "iu":
-            raise ValueError(f"Y has dtype {Y.dtype}, expected integer codes or distributions of {shape}")
-        Y = np.atleast_1d(Y)
-        if (bad := (Y < 0) | (Y >= K)).any():
-            i = bad.argmax()
-            raise ValueError(f"Y has {Y[i]} at index {i}, outside 0..K-1 with K={K}")
-        return Y.astype(np.intp, copy=False), None
-    if Y.shape != shape:
-        raise ValueError(f"Y has shape {Y.shape}, expected codes of {shape[:-1]} or distributions of {shape}")
-    Y = np.atleast_2d(Y)
-    if (bad := Y < 0).any():
-        i, k = np.argwhere(bad)[0]
-        raise ValueError(f"Y has {Y[i, k]} at row {i}, column {k}: a probability cannot be negative")
-    # targets are often the output of another softmax: half of the digits of their own dtype have to be right
-    tolerance = np.sqrt(np.finfo(Y.dtype).eps) if Y.dtype.kind == "f" else 0
-    totals = Y.sum(axis=1, dtype=np.float64)
-    if (bad := np.abs(totals - 1) > tolerance).any():
-        i = bad.argmax()
-        raise ValueError(f"Y row {i} sums to {totals[i]:.10g}, expected 1")
-    return None, Y.astype(dtype, copy=False)
-
-
-def _check_weights(sample_weight, n, dtype):
-    """Return the weights as an (n,) array, or None for ones; a number stands for n equal weights."""
-    if sample_weight is None:
-        return None
-    s = _check_floats(sample_weight, "sample_weight", dtype)
-    s = np.full(n, s) if s.ndim == 0 else s
-    if s.shape != (n,):
-        raise ValueError(f"sample_weight has shape {s.shape}, expected ({n},)")
-    if (bad := s < 0).any():
-        i = bad.argmax()
-        raise ValueError(f"sample_weight[{i}] = {s[i]} is negative")
-    return s
 
 
 def _same_dtype(*arrays):
@@ -488,8 +426,8 @@ def _cross_entropy(Z, Y, sample_weight, label_smoothing, reduction, with_gradien
     """Return the loss and, with_gradient, its gradient in `out` or a new array; otherwise None."""
     Z = _check_logits(Z)
     n = len(np.atleast_2d(Z))
-    codes, targets = _check_targets(Y, Z.shape, Z.dtype)
-    s = _check_weights(sample_weight, n, Z.dtype)
+    codes, targets = check_targets(Y, Z.shape, Z.dtype)
+    s = check_weights(sample_weight, n, Z.dtype)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1); got {label_smoothing!r}")
     if reduction not in ("mean", "sum", "none"):

@@ -5,8 +5,9 @@ from numpy.typing import ArrayLike
 from sklearn.metrics._scorer import _BaseScorer
 from sklearn.utils.validation import column_or_1d
 
+from softreg._array_checks import check_floats
 from softreg._validation import are_distributions
-from softreg.functional import _check_floats, cross_entropy
+from softreg.functional import cross_entropy
 
 __all__ = ["cross_entropy_loss", "cross_entropy_scorer"]
 
@@ -56,7 +57,7 @@ def cross_entropy_loss(
     y_log_proba = np.asarray(y_log_proba)
     if y_log_proba.dtype.kind == "f":  # -inf is the logarithm of zero
         y_log_proba = np.maximum(y_log_proba, np.log(np.finfo(y_log_proba.dtype).tiny))
-    y_log_proba = _check_floats(y_log_proba, "y_log_proba")
+    y_log_proba = check_floats(y_log_proba, "y_log_proba")
     if y_log_proba.ndim != 2:
         raise ValueError(f"y_log_proba has shape {y_log_proba.shape}; it needs a column for each class")
     if are_distributions(y_true):

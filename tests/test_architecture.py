@@ -14,7 +14,7 @@ PAGE = Path(__file__).resolve().parents[1] / "ARCHITECTURE.md"
 # From the bottom to the top; a file imports from its own layer and those below. What is not named is at the top.
 LAYERS = [
     {"_core", "_reference"},
-    {"_memory_layout", "_threads", "_systematic_sampling", "_class_directions", "_typing"},
+    {"_memory_layout", "_array_checks", "_threads", "_systematic_sampling", "_class_directions", "_typing"},
     {"_design_matrix"},
     {"functional", "_validation"},
     {"_objective"},

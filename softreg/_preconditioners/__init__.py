@@ -1,13 +1,18 @@
-"""Approximate inverses of the Hessian for conjugate gradients, and the choice among them.
+"""Preconditioners: approximate inverses of the Hessian for conjugate gradients, and the choice among them.
 
-The Hessian of the data term is  sum_i s_i (diag(p_i) - p_i p_i^T) (x) [x_i 1][x_i 1]^T / S.  Which part of it is kept
-depends on the shape of the problem: all of it where K p is small (`Exact`), else one number for each class direction
-and feature times the correlation of the features (`ScaledCorrelation`), late in a fit, where it pays, one block for
-each class direction (`Blocks`), and the numbers alone where d is large, or X is sparse and not small (`Diagonal`).
+The Hessian of the data term is  sum_i s_i (diag(p_i) - p_i p_i^T) (x) [x_i 1][x_i 1]^T / S.  The shape of the problem
+decides how much of it a preconditioner keeps:
 
-Each has `refresh(linearization)`, to be called before the first solve and where the probabilities have moved, and
-`solve(G)`. A preconditioner asks the linearization for probabilities, and the design for rows; it keeps what it made
-of them, and changes neither.
+    Exact               all of it, if K p is small
+    ScaledCorrelation   a number for each class direction and feature, times the correlation of the features
+    Blocks              a block for each class direction; Newton's method takes it late in a fit, if solves are long
+    Diagonal            a number for each class direction and feature, if d is large, or X is sparse and K p not small
+
+Each has `refresh(linearization)`, which builds it for the probabilities there and has to come before the first solve;
+`solve(G)`, which returns the step that belongs to a gradient G (K, p), as a new array like W; and
+`for_objective(objective)`, the same preconditioner for other penalties, to be refreshed before use. `refresh_interval`
+is the number of products between two refreshes, and `is_exact_inverse` tells whether `solve` is a Newton step. A
+preconditioner reads probabilities from the linearization and rows from the design, and modifies neither.
 """
 
 from softreg._preconditioners.blocks import Blocks
@@ -17,11 +22,11 @@ from softreg._preconditioners.exact import EXACT_SIZE, EXACT_WORK, Exact
 
 __all__ = ["EXACT_SIZE", "Blocks", "Diagonal", "Exact", "ScaledCorrelation", "preconditioner"]
 
-CORRELATION_SIZE = 3000  # d up to which a d x d inverse is worth its memory and its d^3
+CORRELATION_SIZE = 3000  # d up to which a d x d inverse is affordable: 36 MB, and d^3 operations
 
 
 def preconditioner(objective, order):
-    """Return the kind that fits the problem, over as many of its rows as it needs, taken in the random `order`."""
+    """Return the preconditioner for the shape of the problem; its rows are sampled along the random `order` (n,)."""
     K, p = objective.shape
     if (not objective.design.can_center and K * p > EXACT_SIZE) or p > CORRELATION_SIZE:
         return Diagonal(objective)

@@ -1,4 +1,4 @@
-"""A block of the Hessian for each class direction: dearer than the correlation, and several times better late."""
+"""A block of the Hessian for each class direction: late in a fit, solves with it take several times fewer products."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,35 +11,37 @@ from softreg._preconditioners.factors import mirrored
 from softreg._preconditioners.standardized_sample import StandardizedSample
 from softreg._systematic_sampling import systematic_sample
 
-BLOCK_ROWS = 4096  # rows for a block, drawn by curvature; and at least 5 a feature
+BLOCK_ROWS = 4096  # rows of the sample, and at least 5 a feature
 BLOCKS_SIZE = 1e7  # K p^2 up to which a block a class direction is affordable: 40 MB
-DAMPING = 1e-2  # share of the diagonal that is added to it: a sample's noise is not to be inverted
+DAMPING = 1e-2  # share of the diagonal that is added to it, or the noise of the sample would be inverted
 
 
 class Blocks(StandardizedSample):
-    """A block of the Hessian for each class direction.
+    """A block of the Hessian for each class direction, over rows that are sampled by their curvature.
 
-    Early in a fit all directions see the same rows. Once most rows are told apart, each direction has a few of its own
-    that matter. So rows are drawn anew at each refresh, by curvature.
+    Early in a fit all rows have curvature in all directions. Later the classes of most rows are certain, and the
+    curvature of a direction comes from a few rows. So each refresh samples anew.
     """
 
     is_exact_inverse = False
 
     def __init__(self, base, order):
-        """Take the coordinates of `base`, a StandardizedSample."""
+        """Take the mean and the deviation of the features from `base`, a StandardizedSample; `order` (n,) is random."""
         self.objective, self.row_lengths = base.objective, base.row_lengths
         self.mean, self.deviation, self.order = base.mean, base.deviation, order
         p, n = self.objective.shape[1], self.objective.n_rows
         self.size = min(n, max(BLOCK_ROWS, 5 * p))
-        # products to serve before it is built again: half of what a build costs, counted in multiplications
+        # half of the multiplications of a build, in products with the Hessian
         self.refresh_interval = max(8, self.size * p // (4 * n))
 
     @staticmethod
     def is_applicable(objective):
+        """Return True if the blocks fit into memory and X is dense."""
         K, p = objective.shape
         return K * p * p <= BLOCKS_SIZE and objective.design.can_center
 
     def refresh(self, linearization):
+        """Sample rows by their curvature at the linearization, and invert the block of each class direction."""
         uncertain = np.maximum(linearization.uncertainty(), 1e-6)
         score = self.objective.shares() * uncertain * (0.5 + 0.5 * self.row_lengths)
         self._take(*systematic_sample(score, self.order, self.size), self.size)

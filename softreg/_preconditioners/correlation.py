@@ -7,22 +7,22 @@ from softreg._class_directions import class_directions, class_gram, directional_
 from softreg._preconditioners.factors import cholesky, mirrored
 from softreg._preconditioners.standardized_sample import StandardizedSample
 
-SAMPLE_ROWS = 8192  # enough for a correlation of a thousand features once it is shrunk; 25 MB of float32 for d = 784
-SHRINKAGE = 0.05  # towards uncorrelated features of average curvature: a sample's noise is not to be inverted
+SAMPLE_ROWS = 8192  # 25 MB of float32 for d = 784; with shrinkage, these rows suffice for a thousand features
+SHRINKAGE = 0.05  # towards uncorrelated features of average curvature, or the noise of the sample would be inverted
 
 
 class ScaledCorrelation(StandardizedSample):
     """M = D^(1/2) C D^(1/2) for each class direction: D the diagonal of the Hessian, C the correlation of the features.
 
-    C is inverted once, as how features go together does not change during a fit. D follows the probabilities: how much
-    each class still depends on each feature does.
+    C is inverted once: the correlation of the features does not change during a fit. D is computed at each refresh,
+    from the probabilities.
     """
 
     refresh_interval, is_exact_inverse = 1, False
 
     def __init__(self, objective, order):
         super().__init__(objective, order, SAMPLE_ROWS)
-        self.Z = self.standardized(np.float32)  # it only ever preconditions
+        self.Z = self.standardized(np.float32)  # precise enough for a preconditioner
         root = self.Z * np.sqrt(self.weight).astype(np.float32)[:, None]
         C = root.T @ root
         size = np.sqrt(np.maximum(C.diagonal(), 1e-12))
@@ -31,6 +31,7 @@ class ScaledCorrelation(StandardizedSample):
         self.inverse = mirrored(lapack.dpotri(cholesky(C)[0], lower=1, overwrite_c=1)[0]).astype(np.float32)
 
     def refresh(self, linearization):
+        """Compute class directions and the diagonal of the Hessian for the probabilities of the linearization."""
         P = linearization.probabilities(self.picked)
         self.U = class_directions(class_gram(P, self.weight))
         curvature = directional_curvature(P, self.weight, self.U)

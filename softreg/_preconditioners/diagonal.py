@@ -7,7 +7,13 @@ from softreg._validation import OVERFLOW
 
 
 class Diagonal:
-    """The diagonal of the Hessian over all rows, for each class direction."""
+    """The diagonal of the Hessian over all rows, for each class direction.
+
+    Attributes
+    ----------
+    U : class directions, (K, L)
+    diagonal : of the Hessian along them, (p, L)
+    """
 
     refresh_interval, is_exact_inverse = 1, False
 
@@ -15,7 +21,7 @@ class Diagonal:
         self.objective = objective
 
     def for_objective(self, objective):
-        """Return the same kind for an objective that differs in its penalties alone; refresh it before use."""
+        """Return a new one for an objective that differs in its penalties alone."""
         return Diagonal(objective)
 
     def refresh(self, linearization):

@@ -6,40 +6,45 @@ from scipy.linalg import lapack
 from softreg._preconditioners.factors import cholesky
 from softreg._preconditioners.standardized_sample import StandardizedSample
 
-EXACT_SIZE = 500  # K p up to which the Hessian itself is factored: a build costs K p / 8 products or more
-EXACT_WORK = 1e9  # n (K p)^2 up to which it is built from all rows, else from 4 rows a parameter
+EXACT_SIZE = 500  # K p up to which the Hessian is factored; a build costs K p / 8 products or more
+EXACT_WORK = 1e9  # n (K p)^2 up to which the Hessian is built from all rows; above, from 4 rows a parameter
 
 
 class Exact(StandardizedSample):
-    """The Hessian of the sample, inverted by Cholesky: a Newton step up to sampling error."""
+    """The Hessian of a sample of `size` rows, factored by Cholesky.
+
+    If the sample is all rows, solves are Newton steps.
+    """
 
     def __init__(self, objective, order, size):
         super().__init__(objective, order, size)
         self.Z = self.standardized(np.float64)
         self.all_rows = len(self.picked) == objective.n_rows
-        # Hessian products to serve before it is built again, which costs some n_sample (K p) / 8n of them
+        # half of the cost of a build, which is some n_sample (K p) / 8n products with the Hessian
         K, p = objective.shape
         self.refresh_interval = max(4, len(self.picked) * K * p // (16 * objective.n_rows))
         self.is_exact_inverse = False
 
     def refresh(self, linearization):
+        """Build the Hessian for the probabilities of the linearization, damp it, and factor it."""
         P = linearization.probabilities(self.picked)
         K, p = self.objective.shape
         H = self._data_term(P).reshape(K * p, K * p)
         diagonal = H.diagonal().reshape(K, p)
-        # a sample knows directions only up to its noise; the rest is for rounding
+        # the damping of a sample covers its noise, that of all rows their rounding
         damping = np.finfo(P.dtype).eps if self.all_rows else 1e-3
         H[np.diag_indices_from(H)] += (self.penalty + damping * diagonal + 1e-13 * diagonal.max()).ravel()
-        for j in range(p):  # what softmax leaves free, the same for all classes: no step goes there, see `solve`
+        for j in range(p):  # constant over the classes: no curvature there, and no step, see `solve`
             H[j::p, j::p] += diagonal[:, j].max() / K
-        # sums of numbers up to 1 are behind it: rounding may weigh more than curvature where the classes are separated
+        # H is a sum of numbers up to 1: if the classes are separated, its rounding may be larger than its curvature
         self.factor, shift = cholesky(H, diagonal.ravel() + 1e-8 * diagonal.max() + 1e-14)
         self.is_exact_inverse = self.all_rows and shift == 0
 
     def _data_term(self, P):
         """Return sum_i weight_i (diag(p_i) - p_i p_i^T) (x) z_i z_i^T, (K, p, K, p).
 
-        It has two symmetries: pairs of classes times pairs of features are a quarter of it, and one matrix product.
+        The matrix is symmetric in the classes and in the features. So only pairs k <= m of classes and pairs i <= j of
+        features are computed, a quarter of the numbers, by one matrix product for a block of rows.
         """
         K, p = self.objective.shape
         (k, m), (i, j) = np.triu_indices(K), np.triu_indices(p)
@@ -64,9 +69,12 @@ class Exact(StandardizedSample):
 
 
 def pair_products(A, out):
-    """out OUT = A_i * A_j for the rows i <= j of A, in the order of `np.triu_indices`; return it."""
-    at = 0
+    """Fill out with A_i * A_j for the rows i <= j of A (r, m), in the order of `np.triu_indices`; return it.
+
+    out has shape (r (r + 1) / 2, m).
+    """
+    start = 0
     for i in range(len(A)):
-        np.multiply(A[i], A[i:], out=out[at : at + len(A) - i])
-        at += len(A) - i
+        np.multiply(A[i], A[i:], out=out[start : start + len(A) - i])
+        start += len(A) - i
     return out

@@ -1,18 +1,23 @@
-"""Factors and inverses of symmetric positive definite matrices that rounding may have spoilt."""
+"""Factors of symmetric positive definite matrices that rounding may have made indefinite."""
 
 import numpy as np
 from scipy.linalg import lapack
 
 
 def cholesky(A, scale=1.0):
-    """Return the lower Cholesky factor of A, and the shift that it took.
+    """Return the lower Cholesky factor of A + shift * diag(scale), and the shift.
 
-    Where rounding made A indefinite, a share of `scale` is added to the diagonal: 1e-12 of it, and then ever more.
+    The shift is 0 if A is positive definite, else the smallest of 1e-12, 1e-10, ..., 1 with which the sum is.
+
+    Raises
+    ------
+    LinAlgError
+        If not even the shift 1 suffices.
     """
     for shift in (0.0, *np.logspace(-12, 0, 7)):
         shifted = A.copy()
         shifted[np.diag_indices_from(A)] += shift * scale
-        factor, info = lapack.dpotrf(shifted.T, lower=1, overwrite_a=1, clean=0)  # symmetric: .T is for Fortran's order
+        factor, info = lapack.dpotrf(shifted.T, lower=1, overwrite_a=1, clean=0)  # .T of a symmetric A: Fortran order
         if info == 0:
             return factor, shift
     raise np.linalg.LinAlgError("the preconditioner is not positive definite")

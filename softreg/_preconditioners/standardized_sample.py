@@ -1,7 +1,7 @@
-"""A sample of rows in standardised coordinates (x - mean) / deviation, which preconditioners of dense X work in.
+"""A sample of rows in standardised coordinates, (x - mean) / deviation: the base of preconditioners of dense X.
 
-Offsets and units, however wild, then neither cost precision nor enter the correlation of the features. X itself is
-never standardised, only a sample of its rows.
+In these coordinates the offsets and units of the features, however large, neither cost precision nor affect the
+correlation. X itself is not standardised.
 """
 
 from copy import copy
@@ -12,16 +12,22 @@ import numpy as np
 from softreg._systematic_sampling import systematic_sample
 from softreg._validation import OVERFLOW
 
-CHUNK_ROWS = 1024  # rows held in float64 at a time: a whole sample of that would take more room than it is worth
+CHUNK_ROWS = 1024  # rows that are held in float64 at a time
 
 
 class StandardizedSample:
-    """Rows in standardised coordinates, and the way there and back for gradients and steps.
+    """A sample of rows in standardised coordinates; gradients and steps can be converted to these and back.
+
+    Parameters
+    ----------
+    objective : Objective
+    order : random permutation of the rows, (n,)
+    size : int, rows of the sample; if it is n or more, all rows are taken once
 
     Attributes
     ----------
     picked : positions of the sampled rows, sorted, (m,)
-    weight : their share of the whole, (m,) float64; it sums to 1, or is expected to
+    weight : weights of the sampled rows, (m,) float64, whose expected sum is 1
     mean, deviation : of the features, (d,) float64
     """
 
@@ -35,9 +41,9 @@ class StandardizedSample:
         weight = self.weight / self.weight.sum()
         self.mean = np.zeros(objective.n_features)
         if objective.fit_intercept:
-            self.mean = sum(weight[part] @ X for part, X in self._chunks())
-        self.deviation = np.sqrt(sum(weight[part] @ (X - self.mean) ** 2 for part, X in self._chunks()))
-        # a feature that is constant in the sample may not be so elsewhere: it keeps its size as its unit
+            self.mean = sum(weight[chunk] @ X for chunk, X in self._chunks())
+        self.deviation = np.sqrt(sum(weight[chunk] @ (X - self.mean) ** 2 for chunk, X in self._chunks()))
+        # a feature that is constant in the sample may vary in other rows: its unit is its size
         constant = self.deviation <= 1e-7 * np.abs(self.mean)
         self.deviation[constant] = np.abs(self.mean[constant])
         self.deviation[self.deviation == 0] = 1.0
@@ -45,7 +51,7 @@ class StandardizedSample:
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
 
     def for_objective(self, objective):
-        """Return the same sample for an objective that differs in its penalties alone; refresh it before use."""
+        """Return a copy for an objective that differs in its penalties alone; refresh the copy before use."""
         other = copy(self)
         other.objective = objective
         return other
@@ -57,32 +63,36 @@ class StandardizedSample:
 
     @property
     def penalty(self):
-        """What l2 adds to the diagonal of the Hessian in standardised coordinates, (p,)."""
+        """Diagonal of the Hessian of the penalty in standardised coordinates, (p,)."""
         penalty = self.objective.l2 / self.deviation**2
         return np.append(penalty, 0.0) if self.objective.fit_intercept else penalty
 
     def _take(self, picked, importance, times=1):
-        """Sample these rows; they were drawn with replacement `times` times, or all taken once."""
+        """Set the sample to the positions `picked` (m,), and its weights.
+
+        importance (m,) is 1 over the chance of each position, and `times` the number of draws; both are 1 if all rows
+        are taken once.
+        """
         self.picked = picked
         s = self.objective.sample_weight
         s = 1.0 if s is None else s[picked].astype(np.float64)
         self.weight = importance * s / (times * self.objective.total_weight)
 
     def _chunks(self):
-        """Yield slices of the sample with their rows in float64."""
+        """Yield slices of the sample, each with its rows in float64."""
         for start in range(0, len(self.picked), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
-            yield part, self.objective.design.float64_rows(self.picked[part])
+            chunk = slice(start, start + CHUNK_ROWS)
+            yield chunk, self.objective.design.float64_rows(self.picked[chunk])
 
     def standardized(self, dtype):
         """Return [(x - mean) / deviation, 1] for each row of the sample, (m, p)."""
         Z = np.ones((len(self.picked), self.objective.shape[1]), dtype)
-        for part, X in self._chunks():
-            Z[part, : X.shape[1]] = (X - self.mean) / self.deviation
+        for chunk, X in self._chunks():
+            Z[chunk, : X.shape[1]] = (X - self.mean) / self.deviation
         return Z
 
     def to_standardized(self, G):
-        """Return a gradient in W as one in standardised coordinates, float64, (K, p)."""
+        """Return the gradient G (K, p) with respect to W as one in standardised coordinates, float64, (K, p)."""
         d = self.objective.n_features
         G = G.astype(np.float64)
         if self.objective.fit_intercept:
@@ -91,7 +101,7 @@ class StandardizedSample:
         return G
 
     def from_standardized(self, V):
-        """Return a step in standardised coordinates, (K, p), as one in W; V is overwritten."""
+        """Return the step V (K, p) in standardised coordinates as a step in W; V is overwritten."""
         d = self.objective.n_features
         V[:, :d] /= self.deviation
         if self.objective.fit_intercept:

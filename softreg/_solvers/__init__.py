@@ -1,7 +1,10 @@
-"""The solvers, and the registry that says what each can do.
+"""The solvers, and their registry `SOLVERS`.
 
-A solver is a function (objective, start, options, monitor) -> Result. It copies what it changes, calls the monitor
-after each iteration, and says what it stopped on. To add one, write its file and add its row to `SOLVERS`.
+A solver is a function (objective, start, options, monitor) -> Result in a file of its own. It copies arrays before it
+changes them, calls the monitor after each iteration, and sets `Result.stopped_on`. To add one, write its file and add
+its row to `SOLVERS`. The other files hold parts of solvers: `result` their input and output, `trust_region` and
+`row_sampling` those of Newton's method, `learning_rates` and `update_rules` those of minibatches, and `streaming` the
+learning of a stream's batches, for `partial_fit`.
 """
 
 from collections.abc import Callable
@@ -23,16 +26,16 @@ MORE_DIGITS = "The digits of {dtype} are used up: scale the features, or give X 
 
 @dataclass(frozen=True)
 class Solver:
-    """A row of the registry.
+    """A row of the registry: what a solver reads, and what it can do.
 
     Attributes
     ----------
     solve : function (objective, start, options, monitor) -> Result
-    reads : parameters of the estimator that it reads, beside tol, max_iter and random_state
-    advice : what to do about each `stopped_on` that is no success
-    iteration : what an iteration is called
-    can_l1 : whether it can do l1_ratio > 0
-    obstacle : function (objective) -> why the solver cannot be used on it, or None
+    reads : names of the parameters of the estimator that it reads, beside tol, max_iter and random_state
+    advice : advice to the user for each `stopped_on` that is no success
+    iteration : name of an iteration
+    can_l1 : True if it can do l1_ratio > 0
+    obstacle : function (objective) -> reason why the solver cannot minimise it, or None
     """
 
     solve: Callable
@@ -60,10 +63,10 @@ SOLVERS = {
 
 
 def solver_names(solver, has_l1, objective=None):
-    """Return the solvers that a name stands for, in the order in which they are tried.
+    """Return the names of the solvers that a name stands for, in the order in which they are tried.
 
-    "auto" is one that can do l1 where there is l1. Otherwise it is dual ascent where that is promising, with Newton's
-    method after it where it gets slow; and Newton's method alone where the objective is not known yet.
+    With l1, "auto" is a solver that can do l1. Otherwise it is Newton's method, after dual ascent if that is promising
+    for the objective.
     """
     if solver != "auto":
         return [solver]
@@ -86,7 +89,7 @@ def check_solver(solver, l1_ratio, objective):
 def solve(solver, objective, start, options, monitor):
     """Minimise the objective by the solver of that name; return the result.
 
-    A solver that another one can follow may give up where it is slow; the next one goes on from there.
+    If `solver` stands for several, each but the last may give up because it is slow; the next one goes on from there.
     """
     names = solver_names(solver, objective.l1 > 0, objective)
     for name, follower in zip(names, [*names[1:], None], strict=True):
@@ -99,7 +102,7 @@ def solve(solver, objective, start, options, monitor):
 
 
 def warning_text(result, tol):
-    """Return what a fit that did not converge says of how far it came, and what to do."""
+    """Return the text of the warning of a fit that did not converge: the gap that it reached, and advice."""
     reached = []
     if np.isfinite(result.gap):
         reached.append(f"proven to be within {result.gap:.2g}")

@@ -1,15 +1,15 @@
-"""Dual coordinate ascent for sparse rows: an epoch costs little more than a gradient, and proves how far it has come.
+"""Dual coordinate ascent for sparse rows: an epoch costs little more than a gradient, and gives a proven gap.
 
 The dual of the objective has a distribution Q_i for each row, and weights W that belong to them:
 
     max  (1/S) sum_i s_i H(Q_i) - l2/2 ||W||^2,     W = (1/(l2 S)) sum_i s_i (Y_i - Q_i) x_i^T.
 
-A step moves one Q_i towards softmax(W x_i + b) and W by what that changes, where x_i is not zero (Shalev-Shwartz and
-Zhang 2013). That takes few epochs where ||x_i||^2 / (l2 S) is moderate, as for normalised text, and many otherwise.
+A step moves one Q_i towards softmax(W x_i + b), and changes W accordingly where x_i is not zero (Shalev-Shwartz and
+Zhang 2013). The method takes few epochs if ||x_i||^2 / (l2 S) is moderate, as for normalised text, and many otherwise.
 
 Intercepts are not penalised, which constrains the dual: the class totals of Q have to be those of Y. The method of
-multipliers meets that: b is the weight of a constant feature, penalised for its distance from a base, and after each
-epoch the base follows it.
+multipliers meets this constraint. b is the weight of a constant feature, penalised for its distance from a base; after
+each epoch the base moves.
 """
 
 import numpy as np
@@ -21,15 +21,16 @@ from softreg._preconditioners import EXACT_SIZE
 from softreg._rounding import rounding_allowance
 from softreg._solvers.result import Result
 
-CONSTANT = 0.1  # square of the constant feature over the mean ||x||^2: 1 is slower, 0.01 meets the totals too late;
-# ... l2 S at least, or a strong penalty would hold back intercepts, too
-WINDOW = 5  # epochs that tell the speed
-LONGEST = 50  # epochs to go at that speed, from which Newton's method is the shorter way
-BALANCE_STEPS = 20  # Newton steps on the class totals at most
+# Square of the constant feature over the mean ||x||^2: 1 is slower, 0.01 meets the totals too late. It is at least
+# l2 S over that mean, or a strong penalty would slow down the intercepts, too.
+CONSTANT = 0.1
+WINDOW = 5  # epochs from which the speed is measured
+LONGEST = 50  # remaining epochs at that speed above which Newton's method is faster
+BALANCE_STEPS = 20  # the most Newton steps on the class totals
 
 
 def obstacle(objective):
-    """Return what keeps the method from this objective, or None."""
+    """Return the reason why the method cannot minimise this objective, or None."""
     if not objective.design.has_dual_epoch:
         return "needs a sparse X; for a dense one take solver='newton'"
     if not objective.l2 > 0:
@@ -38,14 +39,15 @@ def obstacle(objective):
 
 
 def is_promising(objective):
-    """Return whether the method applies, and may be faster than Newton's."""
+    """Return True if the method can minimise the objective, and may be faster than Newton's."""
     return obstacle(objective) is None and not objective.l1 and np.prod(objective.shape) > EXACT_SIZE
 
 
 def dual_ascent(objective, start, options, monitor):
     """Visit the rows in random order, epoch by epoch, until the proven gap is within tol * F; return the result.
 
-    What Q leaves of F is an estimate of the gap, and free. Once it is small, Q is balanced, for a proof.
+    F minus the dual objective of Q estimates the gap and costs nothing. Once the estimate is small, Q is balanced, and
+    the dual objective is then a proven bound.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ def dual_ascent(objective, start, options, monitor):
     Returns
     -------
     result : Result
-        Stopped on "gap", "max_iter", or "slow" where Newton's method is the shorter way.
+        Stopped on "gap", "max_iter", or "slow" if Newton's method would be faster.
     """
     tol, gaps = options.tol, []
     dual = _Dual(objective, start.W.copy(order="K"))
@@ -82,7 +84,7 @@ def dual_ascent(objective, start, options, monitor):
 
 
 def _is_slow(gaps, target):
-    """Return whether the target is more than LONGEST epochs away at the speed of the last ones."""
+    """Return True if the target is more than LONGEST epochs away at the speed of the last ones; gaps is a list."""
     if len(gaps) <= WINDOW:
         return False
     speed = np.log(gaps[-1 - WINDOW] / gaps[-1]) / WINDOW
@@ -90,7 +92,7 @@ def _is_slow(gaps, target):
 
 
 class _Dual:
-    """The distributions Q (n, K), and the W (K, p) that belongs to them.
+    """The distributions Q (n, K), and the W (K, p) that belongs to them, which is changed in place.
 
     Attributes
     ----------
@@ -99,7 +101,7 @@ class _Dual:
     entropy : float
         (1/S) sum_i s_i H(Q_i).
     moved : array of shape (K, 1), or (K, 0) without intercepts
-        How far the intercepts are from their base.
+        Distance of the intercepts from their base.
     """
 
     def __init__(self, objective, W):
@@ -111,21 +113,25 @@ class _Dual:
             self.mix()
 
     def mix(self):
-        """Move Q from Y, where W is zero, towards the probabilities at W: all the way where W is optimal."""
+        """Move Q from Y, to which W = 0 belongs, towards the probabilities at W, by the best share for the dual.
+
+        The share is 1 if W is optimal. W changes to what belongs to the new Q.
+        """
         objective, at = self.objective, self.objective.linearize(self.W)
         entropy, G = dual_point(at)
         charge = squared_norm(objective.coef(G)) + self.constant * squared_norm(self.intercepts(G))
-        best = objective.l2 * max(entropy, 0.0) / charge if charge > 0 else 1.0  # of the dual, as H is concave
+        best = objective.l2 * max(entropy, 0.0) / charge if charge > 0 else 1.0  # H is concave: this maximises a bound
         share = objective.dtype.type(min(1.0, best))
         self.Q += share * (at.probabilities(slice(None)) - self.Q)
         self.follow(share * G)
         self.intercepts(self.W)[...] += self.moved
 
     def intercepts(self, W):
+        """Return a view of the intercepts of W, (K, 1) or (K, 0)."""
         return self.objective.design.intercepts(W)
 
     def follow(self, G):
-        """Set W to what belongs to G(Q), see `_duality`; the intercepts stay, their base changes."""
+        """Set W to the coefficients that belong to G(Q), see `_duality`; the intercepts stay, their base changes."""
         factor = self.objective.dtype.type(-1 / self.objective.l2)
         self.objective.coef(self.W)[...] = factor * self.objective.coef(G)
         self.moved = factor * self.objective.dtype.type(self.constant) * self.intercepts(G)
@@ -139,13 +145,13 @@ class _Dual:
         b += self.moved
 
     def value(self):
-        """Return the dual objective, without what the class totals of Q are off."""
+        """Return the dual objective, without a term for class totals that do not match."""
         return self.entropy - 0.5 * self.objective.l2 * squared_norm(self.objective.coef(self.W))
 
     def balance(self):
-        """Tilt Q by a factor a class until its totals are those of Y, and compute what belongs to it anew.
+        """Multiply Q by a factor for each class until its totals are those of Y; compute W and the entropy anew.
 
-        The factors are found by Newton's method, as are intercepts: tilted distributions are a softmax of shifted ones.
+        The factors are found by Newton's method. They act like intercepts: each row is the softmax of shifted logits.
         """
         objective, Q = self.objective, self.Q
         Y, share = objective.distributions(), objective.shares()
@@ -160,7 +166,7 @@ class _Dual:
         self.follow(objective.moments(Q - Y))
 
     def bound(self, loss):
-        """Return the proven lower bound on min F that Q gives, where F(W) is the loss."""
+        """Return the proven lower bound on min F from Q, less the allowance for rounding; `loss` is F(W)."""
         G = np.empty(self.objective.shape)
         self.objective.coef(G)[...] = -self.objective.l2 * self.objective.coef(self.W)
         self.intercepts(G)[...] = -self.objective.l2 / self.constant * self.moved

@@ -1,9 +1,10 @@
-"""Newton's method: full gradients, Hessian products over a growing sample of the rows, preconditioned.
+"""Newton's method with full gradients and preconditioned Hessian products over a growing sample of the rows.
 
-A step minimises the quadratic model by conjugate gradients, stopped at the boundary of a trust region or where they
-are as exact as the model was (Eisenstat and Walker 1996). Where the step overshoots, the minimum along it is found
-instead. The sample grows when steps on it do not pay. The run ends on a proven gap of tol * F, or on an estimate over
-all rows, see `_Newton.confirm`. Large problems that begin at zero begin with a little SGD, where that goes down at all.
+A step minimises the quadratic model by conjugate gradients. These stop at the boundary of a trust region, or once they
+are as exact as the last model was (Eisenstat and Walker 1996). If the step overshoots, the minimum along it is taken.
+The sample grows when steps on it decrease F less than predicted. The method ends on a proven gap of tol * F, or on an
+estimate over all rows, see `_Newton.confirm`. Large problems that start from zero begin with two epochs of SGD, if
+these decrease F.
 """
 
 import numpy as np
@@ -15,9 +16,9 @@ from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.sgd import quick_start
 from softreg._solvers.trust_region import adapted_radius, dual_norm, min_products, trust_region_cg
 
-LONG_SOLVE = 8  # products of a solve after which blocks that cost some 15 to build are worth it
-COARSEST = 0.3  # a solve ends where its residual is this share of the gradient, at the latest
-SUFFICIENT = 0.2  # share of the decrease that the slope promises, with which a step is taken as it is
+LONG_SOLVE = 8  # products of a solve above which `Blocks` is built, at the cost of some 15
+COARSEST = 0.3  # the largest share of the gradient that a solve may leave as residual
+SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a step is accepted
 
 
 def newton(objective, start, options, monitor):
@@ -27,7 +28,7 @@ def newton(objective, start, options, monitor):
     ----------
     objective : Objective
     start : Start
-        Its result, if there is one, is gone on with; its preconditioner may be one for another penalty.
+        If it has a result, that is continued. Its preconditioner may be that of a fit with another penalty.
     options : Options
     monitor : Monitor, called after each iteration
 
@@ -36,46 +37,49 @@ def newton(objective, start, options, monitor):
     result : Result
         Stopped on "gap", "estimate", "precision" or "max_iter".
     """
-    run = _Newton(objective, start, options)
-    result = run.result
+    state = _Newton(objective, start, options)
+    result = state.result
     for _ in range(options.max_iter - len(result.history)):
         monitor.begin()
-        run.step()
+        state.iterate()
         if monitor(result.W, result.history[-1]) or result.converged:
             break
-        if run.is_stuck():
-            run.stop_on_precision()
+        if state.is_stuck():
+            state.stop_on_precision()
             break
-        run.adapt_model()
-    return run.finish()
+        state.adapt_model()
+    return state.finish()
 
 
 class _Newton:
-    """The state of a run: the point, the model of the curvature around it, and the trust region.
+    """The state of Newton's method: the linearisation at W, the model of the curvature, and the trust region.
 
     Attributes
     ----------
-    at : Linearization at the point
+    result : Result
+    at : Linearization at the current W
     norm : of its gradient, in that of M^-1
     M : the preconditioner
     sample, damping : the RowSample and RowDamping of the model
     radius : of the trust region, in M's norm
-    accuracy : share of the gradient that the next solve may leave
+    accuracy : share of the gradient that the next solve may leave as residual
     since_refresh : Hessian products since the preconditioner was built
+    solution, step_size, decrease : of the last step; decrease is that of F
+    norm_before, is_lower : of the last step: the norm before it, and True if it decreased F
     """
 
     def __init__(self, objective, start, options):
         self.objective, self.tol, self.eps = objective, options.tol, np.finfo(objective.dtype).eps
         W = start.W.copy(order="K")
-        if objective.l2:  # the optimum sums to zero over the classes, and preconditioners leave that sum as it is
+        if objective.l2:  # the optimum sums to zero over the classes, and steps do not change that sum
             objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
         self.result = start.result or Result(W)
         self.result.solver, self.result.stopped_on = "newton", "max_iter"
         self.order = options.random_state.permutation(objective.n_rows)
-        quickly = RowSample.is_worthwhile(objective) and not W.any()
-        self.at = self.sgd_start(W, options.random_state) if quickly else self.linearize(W)
+        starts_with_sgd = RowSample.is_worthwhile(objective) and not W.any()
+        self.at = self.sgd_start(W, options.random_state) if starts_with_sgd else self.linearize(W)
         self.result.W = self.at.W
-        given = start.preconditioner  # of a fit with another penalty
+        given = start.preconditioner  # that of a fit with another penalty
         self.M = preconditioner(objective, self.order) if given is None else given.for_objective(objective)
         self.M.refresh(self.at)
         self.sample, self.damping = RowSample.first(objective, self.order), RowDamping(objective)
@@ -88,44 +92,47 @@ class _Newton:
         return self.objective.linearize(W)
 
     def sgd_start(self, zero, random_state):
-        """Return the linearisation where two epochs of SGD lead, or at zero, where F is log K, if that is lower."""
+        """Return the linearisation after two epochs of SGD, or that at zero, where F is log K, if F is lower there."""
         self.result.passes += 2
         at = self.linearize(quick_start(self.objective, random_state, epochs=2))
         return at if at.value < np.log(self.objective.n_classes) else self.linearize(zero)
 
     # --- one iteration --------------------------------------------------------------------------------------------
 
-    def step(self):
-        """Solve the model, follow its step, and see how far from the minimum that is."""
+    def iterate(self):
+        """Solve the model, take the step, and record the iteration."""
         model = self.sample.of(self.damping.of(self.at))
         solution = trust_region_cg(model, self.M, self.radius, self.accuracy)
         self.result.passes += solution.products * self.sample.share
         self.since_refresh += solution.products * self.sample.share
         new, step_size = self.line_search(solution.step)
         reached = dual_norm(self.M, new.gradient)
-        self.follow(new, step_size, reached, solution)
-        self.judge(step_size, reached)
+        self.move(new, step_size, reached, solution)
+        self.record(step_size, reached)
 
-    def follow(self, new, step_size, reached, solution):
-        """Go to the new point if it is lower; set the trust region and the accuracy of the next solve."""
+    def move(self, new, step_size, reached, solution):
+        """Move to `new`, a Linearization, if F is lower there; set the trust region and the accuracy of the next solve.
+
+        `reached` is the norm of the gradient at `new`, in that of M^-1.
+        """
         self.solution, self.step_size, self.decrease = solution, step_size, self.at.value - new.value
         self.norm_before, self.is_lower = self.norm, self.decrease > 0
         self.radius = adapted_radius(self.radius, solution, self.decrease, step_size)
-        missed = abs(reached - solution.residual) / self.norm if self.norm > 0 else 0.0
-        self.accuracy = min(COARSEST, max(1e-3 if self.M.is_exact_inverse else 0.05, missed))
+        error = abs(reached - solution.residual) / self.norm if self.norm > 0 else 0.0  # of the model
+        self.accuracy = min(COARSEST, max(1e-3 if self.M.is_exact_inverse else 0.05, error))
         if self.is_lower:
             self.at, self.result.W = new, new.W
         self.norm = reached if self.is_lower else dual_norm(self.M, self.at.gradient)
 
-    def judge(self, step_size, reached):
-        """Record the iteration; estimate, confirm and certify the gap where that may end the run."""
+    def record(self, step_size, reached):
+        """Add the iteration to the history; estimate, confirm and certify the gap if the method may end on it."""
         result, solution, objective = self.result, self.solution, self.objective
         entry = result.record(self.at.value)
-        whole = self.is_lower and step_size == 1
-        if self.sample.share == 1 and not self.damping.share.any():  # the solve may already be what `confirm` would do
-            gap = solution.gap(self.M, self.at.value, self.eps, reached if whole else None)
+        full_step = self.is_lower and step_size == 1
+        if self.sample.share == 1 and not self.damping.share.any():  # such a model gives an estimate by itself
+            gap = solution.gap(self.M, self.at.value, self.eps, reached if full_step else None)
             result.estimated(gap, self.at.value, self.tol)
-        trusted = whole and self.decrease >= 0.5 * solution.decrease
+        trusted = full_step and self.decrease >= 0.5 * solution.decrease
         target = self.tol * abs(self.at.value)
         if not result.converged and trusted and solution.remaining(self.decrease, self.norm) <= target:
             self.confirm()
@@ -134,9 +141,9 @@ class _Newton:
         entry["loss"] = self.at.value
 
     def line_search(self, step):
-        """Return the linearisation along a step where F goes down enough for it, and the step size.
+        """Line search along a step: return the linearisation after it, and the step size.
 
-        The step size is 1, or that of the minimum along the step where 1 overshoots.
+        The step size is 1, or that of the minimum along the step if 1 overshoots. The row damping is updated.
         """
         at, slope, t = self.at, inner(self.at.gradient, step), 1.0
         new = self.linearize(at.W + step)
@@ -152,10 +159,10 @@ class _Newton:
     # --- how far from the minimum ---------------------------------------------------------------------------------
 
     def confirm(self):
-        """Estimate the gap by a solve over all rows, see `ModelSolution.gap`, and go where that leads.
+        """Estimate the gap by a solve over all rows, see `ModelSolution.gap`, and take its step if F decreases.
 
-        The solve goes on until what it found and what it may have missed are together within half of tol * F, or 1 %
-        of the whole. From here on models take all rows.
+        The solve ends once its decrease and the estimated rest are within half of tol * F, or its residual is a tenth
+        of the gradient. The next models take all rows.
         """
         at, M = self.at, self.M
         M.refresh(at)
@@ -163,30 +170,30 @@ class _Newton:
         solution = trust_region_cg(at, M, np.inf, 0.1, 300, min_products=min_products(M), target_gap=target)
         self.result.passes += solution.products
         new, step_size = self.line_search(solution.step)
-        whole = new.value < at.value and step_size == 1
-        gap = solution.gap(M, at.value, self.eps, dual_norm(M, new.gradient) if whole else None)
+        full_step = new.value < at.value and step_size == 1
+        gap = solution.gap(M, at.value, self.eps, dual_norm(M, new.gradient) if full_step else None)
         self.result.estimated(gap, at.value, self.tol)
         self.at = new if new.value < at.value else at
         self.result.W = self.at.W
         self.sample = RowSample(self.objective, self.order, self.objective.n_rows)
 
     def certify(self):
-        """Compute the proven gap."""
+        """Compute the proven gap at W, and note it in the result."""
         self.result.certify(self.at, self.tol)
 
     def is_stuck(self):
-        """Return whether the model over all rows promises no more than rounding, and F did not go down."""
+        """Return True if the model of all rows predicts a decrease within rounding, and F did not decrease."""
         tiny = self.solution.decrease <= self.eps * abs(self.at.value)
         return not self.is_lower and self.sample.share == 1 and tiny
 
     def stop_on_precision(self):
-        """Confirm and certify a last time."""
+        """Confirm and certify a last time; if that does not converge, stop on "precision"."""
         self.confirm()
         self.result.stopped_on = self.result.stopped_on if self.result.converged else "precision"
         self.certify()
 
     def finish(self):
-        """Return the result."""
+        """Return the result, with the proven gap and the preconditioner for the next fit of a path."""
         if not np.isfinite(self.result.gap):
             self.certify()
         self.result.preconditioner = self.M
@@ -195,10 +202,10 @@ class _Newton:
     # --- the model of the next iteration --------------------------------------------------------------------------
 
     def adapt_model(self):
-        """Take more rows where steps do not pay, and refresh the preconditioner where it is due."""
+        """Double the sample if the last step was worse than predicted; refresh the preconditioner if it is due."""
         solution = self.solution
-        unpredicted = self.decrease < 0.25 * solution.decrease or self.step_size < 1
-        if unpredicted or (not solution.truncated and self.norm > 0.8 * self.norm_before):
+        mispredicted = self.decrease < 0.25 * solution.decrease or self.step_size < 1
+        if mispredicted or (not solution.truncated and self.norm > 0.8 * self.norm_before):
             self.sample = self.sample.doubled()
         is_long = solution.products > LONG_SOLVE
         if isinstance(self.M, ScaledCorrelation) and is_long and Blocks.is_applicable(self.objective):

@@ -7,14 +7,14 @@ from softreg._solvers.result import Result
 from softreg._validation import OVERFLOW
 
 CERTIFY_EVERY = 10  # steps
-STEEPEST = 1e12  # backtracking goes no further
+MAX_CURVATURE = 1e12  # backtracking stops here
 
 
 def proximal_gradient(objective, start, options, monitor):
     """Minimise the objective from `start`, with exact zeros where l1 > 0; return the result.
 
-    Features are measured in units of their own curvature, steps are found by backtracking, and momentum restarts
-    when it points uphill (O'Donoghue and Candes 2015).
+    Each feature has the unit 1 / mean(x_j^2), step sizes are found by backtracking, and momentum restarts when it
+    points uphill (O'Donoghue and Candes 2015).
 
     Parameters
     ----------
@@ -52,7 +52,11 @@ def proximal_gradient(objective, start, options, monitor):
 
 
 def _proximal_step(objective, look, units, L, result):
-    """Return the point after a proximal step from `look`, F without l1 there, and the L >= that it took."""
+    """Take a proximal step from `look` (K, p), with step sizes units / L.
+
+    L is doubled until the quadratic model is an upper bound on F without l1. Return the new W, F without l1 there, and
+    L; the passes are added to the result.
+    """
     value, gradient = objective.value_and_gradient(look)
     result.passes += 1
     while True:
@@ -63,7 +67,7 @@ def _proximal_step(objective, look, units, L, result):
         value_new = objective.value(W)
         result.passes += 1
         bound = value + inner(gradient, move) + 0.5 * inner(move / rate, move)
-        if value_new <= bound + 4 * np.finfo(W.dtype).eps * abs(value) or L > STEEPEST:
+        if value_new <= bound + 4 * np.finfo(W.dtype).eps * abs(value) or L > MAX_CURVATURE:
             return W, value_new, L
         L *= 2.0
 

@@ -1,4 +1,4 @@
-"""What solvers share: the start and the options they take, and the result they return with its iteration history."""
+"""Input and output of solvers: Start, Options, and Result with its iteration history."""
 
 import time
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from softreg import _duality
 
 @dataclass(frozen=True)
 class Start:
-    """Where a solver begins; solvers copy W before they change it.
+    """The start of a solver; solvers copy W before they change it.
 
     Attributes
     ----------
@@ -34,24 +34,25 @@ class Options:
     precondition: bool = True
     shuffle: bool = True
     n_iter_no_change: int = 5
-    may_give_up: bool = False  # whether another solver follows one that is slow
+    may_give_up: bool = False  # True if another solver follows one that is slow
 
 
 @dataclass
 class Result:
-    """Where a solver has come, and how it got there.
+    """The result of a solver, which fills it while it runs.
 
     Attributes
     ----------
     W : array of shape (K, p)
     solver : name of the solver that finished
-    stopped_on : what ended the solver, see `SoftmaxRegression.stopped_on_`
+    stopped_on : reason for the end, see `SoftmaxRegression.stopped_on_`
     lower_bound : the best proven lower bound on min F so far
     gap : proven bound on F - min F
-    estimate : the same by the Newton decrement, not proven; NaN where there is none
+    estimate : estimate of F - min F by the Newton decrement, not proven; NaN where there is none
     passes : over the data, for a gradient or a Hessian product
     preconditioner : at the end, for the next fit of a path
     history : list of dicts, one an iteration
+    started : time at which the solver began, for the history
     """
 
     W: np.ndarray
@@ -75,20 +76,26 @@ class Result:
         return self.history[-1]["loss"]
 
     def record(self, loss):
-        """Append an entry to the history, and return it."""
+        """Append an entry with this loss to the history, and return the entry."""
         seconds = time.perf_counter() - self.started
         entry = {"loss": loss, "gap": np.nan, "gap_estimate": np.nan, "passes": self.passes, "time": seconds}
         self.history.append(entry)
         return entry
 
     def certify(self, linearization, tol):
-        """Compute the proven gap at W, and note it in the last entry; return whether it is within tol."""
+        """Compute the proven gap at W, note it in the last entry, and stop on "gap" if it is within tol.
+
+        Return True if the solver has converged.
+        """
         loss = linearization.value + linearization.objective.penalty_l1(self.W)
         self.history[-1].update(loss=loss, passes=self.passes)
         return self.bound(_duality.lower_bound(linearization), tol)
 
     def bound(self, lower_bound, tol):
-        """Note the gap to the best proven lower bound on min F, this one or an earlier; return whether within tol."""
+        """Note the gap to the best proven lower bound so far in the last entry, and stop on "gap" if it is within tol.
+
+        Return True if the solver has converged.
+        """
         self.lower_bound = max(self.lower_bound, lower_bound)
         self.gap = self.history[-1]["gap"] = max(self.loss - self.lower_bound, 0.0)
         if self.gap <= tol * abs(self.loss):
@@ -96,7 +103,7 @@ class Result:
         return self.converged
 
     def estimated(self, gap, loss, tol):
-        """Note an estimate of the gap in the last entry, if there is one, and whether it is within tol."""
+        """Note an estimate of the gap in the last entry, if it is finite; stop on "estimate" if it is within tol."""
         if np.isfinite(gap):
             self.estimate = self.history[-1]["gap_estimate"] = gap
             if gap <= tol * abs(loss):

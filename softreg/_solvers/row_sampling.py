@@ -1,19 +1,27 @@
-"""Models of the curvature on a part of the rows, and on rows that count as less certain than they are."""
+"""Models of the curvature over a sample of the rows, and with damped rows."""
 
 import numpy as np
 
 from softreg._systematic_sampling import systematic_sample
 
-SAMPLE_WORK = 5e7  # n K p from which Hessian products over a sample of the rows pay: below, a pass takes milliseconds
+SAMPLE_WORK = 5e7  # n K p from which sampling rows saves time; below, a pass takes milliseconds
 
 
 class RowSample:
-    """Rows over which Hessian products are made: the first of a random order, or in proportion to their weights.
+    """The rows over which Hessian products are made: a random sample, in proportion to the sample weights.
+
+    Parameters
+    ----------
+    objective : Objective
+    order : random permutation of the rows, (n,)
+    size : int, rows of the sample; n stands for all rows
 
     Attributes
     ----------
     share : float
-        Of all rows; a product counts as this share of a pass.
+        size / n. A product counts as this share of a pass.
+    positions : sorted positions of the sampled rows, (m,), or None for all
+    weight : weights of the sampled rows, (m,), or None for ones
     """
 
     def __init__(self, objective, order, size):
@@ -29,18 +37,18 @@ class RowSample:
             self.weight = shares[self.positions] * importance
 
     def doubled(self):
-        """Return a sample of twice the rows, or of all."""
+        """Return a sample of twice as many rows, or of all."""
         return RowSample(self.objective, self.order, min(2 * self.size, self.objective.n_rows))
 
     @classmethod
     def first(cls, objective, order):
-        """Return a sixteenth of the rows, and several a feature, where that is worthwhile; else all."""
+        """Return the first sample: a sixteenth of the rows, at least 10 a feature; or all rows if passes are short."""
         n, p = objective.n_rows, objective.shape[1]
         return cls(objective, order, min(n, max(n // 16, 10 * p)) if cls.is_worthwhile(objective) else n)
 
     @staticmethod
     def is_worthwhile(objective):
-        """Return whether passes are long enough for work on a part of the rows, or on minibatches, to come first."""
+        """Return True if passes take long enough to begin with a sample of the rows, or with minibatches."""
         return objective.design.can_sample_rows and objective.n_rows * np.prod(objective.shape) > SAMPLE_WORK
 
     def of(self, linearization):
@@ -49,11 +57,15 @@ class RowSample:
 
 
 class RowDamping:
-    """Shares by which rows count as uncertain in the next models, after a step that overshot.
+    """Row damping: after a step that overshot, the rows that it misjudged count as less certain in the next models.
 
-    A row whose class is certain has no curvature, and a model without it lets its logits go anywhere. Rows whose
-    probabilities an overshooting step turned over count in the Hessian as if they were less certain. The shares halve
-    with each step.
+    A row whose class is certain has no curvature, so a model does not notice how far a step changes its logits. If the
+    step overshoots and changes the probabilities of such a row, the row gets curvature back. Shares halve with each
+    step.
+
+    Attributes
+    ----------
+    share : of the uniform distribution in each row's probabilities, (n,)
     """
 
     def __init__(self, objective):
@@ -64,7 +76,10 @@ class RowDamping:
         return linearization.damped(self.share)
 
     def update(self, before, trial, overshot):
-        """Halve the shares; after a step from `before` to `trial` that overshot, damp the rows that it turned over."""
+        """Halve the shares, and damp rows if the step from `before` to `trial`, two linearisations, overshot.
+
+        A row is damped if the sum of the changes of its probabilities is more than 1.
+        """
         self.share *= self.share.dtype.type(0.5)
         self.share[self.share < 0.01] = 0
         if overshot:

@@ -1,4 +1,4 @@
-"""Conjugate gradients on the quadratic model, within a trust region; and what a solve says of the gap."""
+"""Conjugate gradients on the quadratic model within a trust region, and the estimate of the gap from a solve."""
 
 from dataclasses import dataclass
 
@@ -10,54 +10,72 @@ from softreg._objective import inner
 
 @dataclass
 class ModelSolution:
-    """What conjugate gradients found."""
+    """The result of conjugate gradients.
+
+    Attributes
+    ----------
+    step : array like W
+    decrease : of the quadratic model along the step
+    decrement : estimate of 1/2 g^T H^-1 g, the gap of the model: the decrease, and an estimate of the rest
+    length : of the step, in M's norm
+    residual : its norm in that of M^-1
+    smallest : estimate of the smallest eigenvalue of M^-1 H
+    is_exact : True if the residual is zero up to rounding
+    products : number of products with H
+    truncated : True if the solve ended at the boundary, at `max_products`, or early because of rounding
+    """
 
     step: np.ndarray
-    decrease: float  # of the quadratic model
-    decrement: float  # estimate of 1/2 g^T H^-1 g, the gap of the model: the decrease and what the solve left of it
-    length: float  # of the step in M's norm
-    residual: float  # norm in that of M^-1
-    smallest: float  # eigenvalue of M^-1 H that was seen
-    is_exact: bool  # to rounding
+    decrease: float
+    decrement: float
+    length: float
+    residual: float
+    smallest: float
+    is_exact: bool
     products: int
-    truncated: bool  # at the boundary, at the most products, or where rounding left no curvature too soon
+    truncated: bool
 
     def gap(self, M, value, eps, reached=None):
-        """Return an estimate of F - min F where the solve began, or where its step led; inf where there is none.
+        """Return an estimate of F - min F before the step, or the smaller one after it; inf if there is none.
 
-        The gap of the quadratic model is 1/2 g^T H^-1 g. An estimate takes a solve to its end, and at least
-        `min_products(M)` products, as directions that matter late show late. It is doubled: the decrement is half of
-        the gap where the loss falls off exponentially, as it does for nearly separable classes. Where a whole step
-        led, `reached` is the norm of the gradient in that of M^-1. M^-1 over the smallest eigenvalue of M^-1 H stands
-        for H^-1, and three times that, as such a loss has only 1 / e of its curvature left.
-        Where the loss is tiny, so are the curvatures p (1 - p), and 1 % of them is rounding: no estimate.
+        Before the step, the gap of the quadratic model is 1/2 g^T H^-1 g, the decrement. The estimate is twice that:
+        a loss that falls off exponentially, as for nearly separable classes, has a gap of twice its decrement.
+        The solve has to be complete, with `min_products(M)` products or more: fewer may miss directions of small
+        curvature.
+
+        After a full step, `reached` is the norm of the new gradient in that of M^-1. M^-1 over the smallest eigenvalue
+        of M^-1 H takes the place of H^-1. The estimate is six times 1/2 reached^2 / smallest, as such a loss has only
+        1 / e of its curvature left there, and the gap is twice its decrement.
+
+        If the loss `value` is tiny, so are the curvatures p (1 - p), and more than 1 % of them is rounding (the eps of
+        the dtype): there is no estimate.
         """
-        thorough = not self.truncated and (self.is_exact or self.products >= min_products(M))
-        if not thorough or abs(value) < 100 * eps:
+        complete = not self.truncated and (self.is_exact or self.products >= min_products(M))
+        if not complete or abs(value) < 100 * eps:
             return np.inf
         before = 2 * self.decrement
         return before if reached is None else min(before, 3 * reached**2 / self.smallest)
 
     def remaining(self, decrease, norm):
-        """Return roughly what is left of F - min F after a step that brought `decrease`, to a gradient of that norm.
+        """Return a rough estimate of F - min F after a step with that decrease of F, and that norm of the new gradient.
 
-        The least of three: the model's gap before the step; what the preconditioner makes of the new gradient; what
-        the solve left and the model missed.
+        The smallest of three: the model's gap before the step; the decrement of the new gradient, with the
+        preconditioner for the Hessian; the rest of the solve plus the error of the model.
         """
-        missed = abs(decrease - self.decrease)
-        return min(self.decrement, 0.5 * norm**2 / self.smallest, self.decrement - self.decrease + missed)
+        error = abs(decrease - self.decrease)
+        return min(self.decrement, 0.5 * norm**2 / self.smallest, self.decrement - self.decrease + error)
 
 
 def trust_region_cg(linearization, M, radius, accuracy, max_products=100, min_products=1, target_gap=0.0):
     """Minimise g^T s + 1/2 s^T H s within ||s||_M <= radius until ||residual|| <= accuracy ||g||, both in M^-1's norm.
 
-    Steps end at the boundary where they would leave the region (Steihaug 1983). What is left of the decrease,
-    1/2 r^T H^-1 r, is at most 1/2 r^T M^-1 r over the smallest eigenvalue of M^-1 H, for which the smallest Ritz value
-    of the same iterations stands. With a `target_gap` the solve also ends once decrease and remainder are within it.
+    A step that would leave the region ends at its boundary (Steihaug 1983). The rest of the decrease, 1/2 r^T H^-1 r,
+    is at most 1/2 r^T M^-1 r over the smallest eigenvalue of M^-1 H; the smallest Ritz value of the same iterations is
+    the estimate of that. With a `target_gap` the solve also ends once decrease plus rest are within it.
 
     Parameters
     ----------
-    linearization : gives g and products with H
+    linearization : Linearization, of which g and products with H are used
     M : preconditioner
     radius, accuracy : float
     max_products, min_products : int, of products with H
@@ -77,7 +95,7 @@ def trust_region_cg(linearization, M, radius, accuracy, max_products=100, min_pr
     ratio, step = 0.0, 1.0
     for _ in range(max_products):
         done = rz <= target or (target_gap and decrease + 0.5 * rz / smallest_ritz(diagonal, off) <= target_gap)
-        is_exact = rz <= 1e-8 * first  # what follows may be rounding
+        is_exact = rz <= 1e-8 * first  # further products may only add rounding
         if (done and (is_exact or len(diagonal) >= min_products)) or not rz > 0:
             truncated = False
             break
@@ -111,7 +129,7 @@ def trust_region_cg(linearization, M, radius, accuracy, max_products=100, min_pr
 
 
 def min_products(M):
-    """Return the products of a solve that an estimate of the gap takes."""
+    """Return the fewest products with H that a solve needs for an estimate of the gap."""
     return 5 if M.is_exact_inverse else 20
 
 
@@ -126,12 +144,12 @@ def smallest_ritz(diagonal, off):
 
 
 def dual_norm(M, gradient):
-    """Return the norm of a gradient in that of M^-1."""
+    """Return the norm of a gradient (K, p) in that of M^-1."""
     return np.sqrt(max(inner(gradient, M.solve(gradient)), 0.0))
 
 
 def adapted_radius(radius, solution, decrease, step_size):
-    """Return the next trust region's radius, by how well the objective followed the model."""
+    """Return the radius of the next trust region, from the decrease of F over that of the model."""
     if step_size < 1:
         return max(step_size, 0.3) * min(radius, solution.length)
     if solution.truncated and decrease > 0.75 * solution.decrease:
