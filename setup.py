@@ -1,4 +1,4 @@
-"""Builds the one extension, `softreg._core`; everything else stands in pyproject.toml.
+"""Builds the extensions, `softreg._core` and `softreg._dual_ascent`; everything else stands in pyproject.toml.
 
 What the compiler can do is found out by asking it: a tiny program is compiled and linked with each flag, and
 the flag stays if that worked. A wheel must run on any machine of its platform and must not change the
@@ -48,18 +48,19 @@ class ProbingBuildExt(build_ext):
         openmp = chosen("SOFTREG_OPENMP", {"1": True, "0": False})
         msvc = self.compiler.compiler_type == "msvc"
 
-        (core,) = self.extensions
-        core.define_macros.append(("SR_SIMD_LEVEL", simd))
-        if not msvc:  # its own defaults are right
-            core.extra_compile_args += [flag for flag in OPTIMISATION if self.accepts([flag])]
+        # msvc's own defaults are right
+        to_compile, to_link = [] if msvc else [flag for flag in OPTIMISATION if self.accepts([flag])], []
         if openmp:
             pairs = OPENMP_MSVC if msvc else OPENMP
             accepted = (pair for pair in pairs if self.accepts(*pair, OPENMP_PROGRAM))
-            to_compile, to_link = next(accepted, ([], []))
-            core.extra_compile_args += to_compile
-            core.extra_link_args += to_link
-            if not to_compile:
+            openmp_compile, openmp_link = next(accepted, ([], []))
+            to_compile, to_link = to_compile + openmp_compile, to_link + openmp_link
+            if not openmp_compile:
                 self.warn("the compiler has no OpenMP: softreg will run on one thread")
+        for extension in self.extensions:
+            extension.define_macros.append(("SR_SIMD_LEVEL", simd))
+            extension.extra_compile_args += to_compile
+            extension.extra_link_args += to_link
 
         self.force = True  # the switches are no files: without this a change of theirs would rebuild nothing
         # Out of the tree and of the sdist. An editable install forgets it where pyproject.toml says so.
@@ -78,7 +79,11 @@ class ProbingBuildExt(build_ext):
         return True
 
 
+SHARED = ["softreg/_simd.h", "softreg/_simd.pxd", "softreg/_softmax_leaves.pxd", "softreg/_product_leaves.pxd"]
+
 setup(
-    ext_modules=[Extension("softreg._core", ["softreg/_core.pyx"], depends=["softreg/_simd.h"])],
+    ext_modules=[
+        Extension(f"softreg.{name}", [f"softreg/{name}.pyx"], depends=SHARED) for name in ("_core", "_dual_ascent")
+    ],
     cmdclass={"build_ext": ProbingBuildExt},
 )

@@ -1,9 +1,9 @@
-"""NumPy twins of the compiled kernels in ``_core.pyx``: same names, same signatures, a few lines each.
+"""NumPy twins of the compiled kernels in ``_core.pyx`` and ``_dual_ascent.pyx``: same names, same signatures.
 
 They are the specification that the tests hold the kernels against, and they run wherever NumPy does.
 The loops of the kernels are about speed; what they compute is what stands here.
 
-Conventions, for both files:
+Conventions, for all of these files:
 
     X               (n, d)    IN   float32 or float64, unit stride along a row, any stride between rows
     data, indices, indptr     IN   the same matrix in CSR form; int32 or int64 indices, sorted within a row
