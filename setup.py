@@ -48,21 +48,19 @@ class ProbingBuildExt(build_ext):
         openmp = chosen("SOFTREG_OPENMP", {"1": True, "0": False})
         msvc = self.compiler.compiler_type == "msvc"
 
-        for extension in self.extensions:
-            extension.define_macros.append(("SR_SIMD_LEVEL", simd))
-        if not msvc:  # its own defaults are right
-            accepted = [flag for flag in OPTIMISATION if self.accepts([flag])]
-            for extension in self.extensions:
-                extension.extra_compile_args += accepted
+        # msvc's own defaults are right
+        to_compile, to_link = [] if msvc else [flag for flag in OPTIMISATION if self.accepts([flag])], []
         if openmp:
             pairs = OPENMP_MSVC if msvc else OPENMP
             accepted = (pair for pair in pairs if self.accepts(*pair, OPENMP_PROGRAM))
-            to_compile, to_link = next(accepted, ([], []))
-            for extension in self.extensions:
-                extension.extra_compile_args += to_compile
-                extension.extra_link_args += to_link
-            if not to_compile:
+            openmp_compile, openmp_link = next(accepted, ([], []))
+            to_compile, to_link = to_compile + openmp_compile, to_link + openmp_link
+            if not openmp_compile:
                 self.warn("the compiler has no OpenMP: softreg will run on one thread")
+        for extension in self.extensions:
+            extension.define_macros.append(("SR_SIMD_LEVEL", simd))
+            extension.extra_compile_args += to_compile
+            extension.extra_link_args += to_link
 
         self.force = True  # the switches are no files: without this a change of theirs would rebuild nothing
         # Out of the tree and of the sdist. An editable install forgets it where pyproject.toml says so.
@@ -81,10 +79,12 @@ class ProbingBuildExt(build_ext):
         return True
 
 
+SHARED = ["softreg/_simd.h", "softreg/_simd.pxd", "softreg/_softmax_leaves.pxd", "softreg/_product_leaves.pxd"]
+
 setup(
     ext_modules=[
-        Extension(f"softreg.{name}", [f"softreg/{name}.pyx"], depends=["softreg/_simd.h"])
-        for name in ("_core", "_streaming", "_streaming_sparse_core")
+        Extension(f"softreg.{name}", [f"softreg/{name}.pyx"], depends=SHARED)
+        for name in ("_core", "_dual_ascent", "_dense_stream", "_sparse_stream")
     ],
     cmdclass={"build_ext": ProbingBuildExt},
 )

@@ -1,4 +1,4 @@
-"""Signatures of the compiled kernels; `_reference.py` has what they compute.
+"""Signatures of the compiled kernels of the hot path; `_reference.py` has what they compute.
 
 All floating arrays of one call share a dtype, float32 or float64; all index arrays of a CSR matrix int32 or int64.
 """
@@ -55,10 +55,6 @@ def csr_hessian_product(
 def momentum_step(
     W: Matrix, velocity: Matrix, gradient: Matrix, rate: Vector, momentum: float, nesterov: bool
 ) -> None: ...
-def csr_dual_epoch(
-    data: Vector, indices: Index, indptr: Index, rows: Codes | None, order: Codes, Wt: Matrix, n_features: int,
-    sample_weight: Vector | None, scale: float, constant: float, Q: Matrix,
-) -> float: ...
 def openmp_enabled() -> bool: ...
 def simd_level() -> int: ...
 def max_threads() -> int: ...

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.utils.extmath import row_norms
 
-from softreg import _core
+from softreg import _core, _dual_ascent
 
 BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
 
@@ -239,4 +239,4 @@ class CSRDesign(_Design):
     def dual_epoch(self, order, W, sample_weight, scale, constant, Q):
         """Visit the rows in `order` by dual coordinate ascent on W and Q, both in place; see the kernel's twin."""
         given = (order, W.T, self.n_features, sample_weight, scale, constant, Q)
-        return _core.csr_dual_epoch(*self._arrays, *given)
+        return _dual_ascent.csr_dual_epoch(*self._arrays, *given)

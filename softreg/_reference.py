@@ -1,8 +1,8 @@
-"""NumPy twins of the compiled kernels in ``_core.pyx``: same names, same signatures, a few lines each.
+"""NumPy twins of the compiled kernels in ``_core.pyx`` and ``_dual_ascent.pyx``: same names, same signatures.
 
 They specify the kernels: the tests run both and compare.
 
-Conventions, for both files:
+Conventions, for all of these files:
 
     X               (n, d)    IN   float32 or float64, unit stride along a row, any stride between rows
     data, indices, indptr     IN   the same matrix in CSR form; int32 or int64 indices, sorted within a row

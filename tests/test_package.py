@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import softreg
-from softreg import _core, _reference, functional, metrics
+from softreg import _core, _dual_ascent, _reference, functional, metrics
 
 DISTRIBUTION = importlib.metadata.distribution("softreg")
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,9 @@ def functions(module):
     return {name: obj for name, obj in own.items() if obj.__module__ == module.__name__}
 
 
-KERNELS = sorted((functions(_core).keys() | functions(_reference).keys()) - QUERIES)
+EXTENSIONS = (_core, _dual_ascent)
+COMPILED = functions(_core) | functions(_dual_ascent)
+KERNELS = sorted((COMPILED.keys() | functions(_reference).keys()) - QUERIES)
 
 
 def parameters(function):
@@ -40,16 +42,18 @@ def parameters(function):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_kernel_has_a_twin_with_the_same_parameters(name):
-    assert parameters(getattr(_core, name)) == parameters(getattr(_reference, name))
+    assert parameters(COMPILED[name]) == parameters(getattr(_reference, name))
 
 
-def test_stub_lists_what_the_extension_has():
-    stub = ast.parse(Path(_core.__file__).with_name("_core.pyi").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_stub_lists_what_the_extension_has(extension):
+    name = extension.__name__.rpartition(".")[2]
+    stub = ast.parse(Path(extension.__file__).with_name(name + ".pyi").read_text(encoding="utf-8"))
     declared = {node.name: node.args.args for node in stub.body if isinstance(node, ast.FunctionDef)}
     public = {name: declared[name] for name in declared if not name.startswith("_")}
-    assert public.keys() == functions(_core).keys()
-    for name in KERNELS:
-        assert [arg.arg for arg in public[name]] == [name for name, _ in parameters(getattr(_core, name))]
+    assert public.keys() == functions(extension).keys()
+    for name in public.keys() - QUERIES:
+        assert [arg.arg for arg in public[name]] == [name for name, _ in parameters(getattr(extension, name))]
 
 
 def test_version_is_that_of_the_metadata():
@@ -98,7 +102,8 @@ def test_wheel_holds_what_runs_and_nothing_else():
     assert {file.parts[0] for file in files} == {"softreg", f"softreg-{softreg.__version__}.dist-info"}
     others = {file.name for file in files if file.parts[0] == "softreg" and file.suffix != ".py"}
     endings = (sysconfig.get_config_var("EXT_SUFFIX"), ".pyi")
-    assert others == {name + end for name in ("_core", "_streaming_sparse_core") for end in endings} | {"py.typed"}
+    extensions = ("_core", "_dual_ascent", "_dense_stream", "_sparse_stream")
+    assert others == {name + end for name in extensions for end in endings} | {"py.typed"}
 
 
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="the tests stand apart from the sources")

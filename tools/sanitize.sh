@@ -16,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 
 cp -r setup.py pyproject.toml README.md LICENSE softreg tests "$work"
 cd "$work"
-rm -f softreg/_core*.so
+rm -f softreg/*.so
 
 sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 CC=$cc CFLAGS="-g -O1 $sanitize" LDFLAGS="$sanitize" "$python" setup.py build_ext --inplace >build.log 2>&1 ||
