@@ -27,6 +27,7 @@ from softreg._validation import check_data, check_finite, check_row_weights, fin
 NOT_IN_STREAMS = {"early_stopping": True, "class_weight": "balanced"}
 # What is computed from the stream when somebody asks for it: it costs d K numbers, and a batch of sparse rows far less.
 OF_THE_STREAM = ("coef_", "intercept_", "stream_history_")
+UNKNOWN_ROWS = 1000  # that coefficients which were put in by hand count for, where a stream begins at them
 
 
 class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstimator):
@@ -335,7 +336,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         if stream is None:
             stream = new_stream(objective, self.precondition)
             if hasattr(self, "coef_"):
-                stream.start_from(self._previous(objective, classes), objective)
+                fitted_rows = getattr(self, "_fitted_rows", UNKNOWN_ROWS)
+                stream.start_from(self._previous(objective, classes), fitted_rows, objective)
         if stream.settings["n_classes"] != len(classes):
             raise ValueError(f"y has {len(classes)} columns; the stream has {stream.settings['n_classes']} classes")
         if stream.settings["fit_intercept"] != self.fit_intercept:

@@ -28,6 +28,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from softreg import SoftmaxRegression, _estimator
 from softreg import functional as F
+from softreg._callbacks import hold_out
 
 N, D, K = 120, 5, 3
 ALPHA = 1e-2
@@ -762,13 +763,12 @@ def test_warm_start_begins_where_the_last_fit_ended(classes, fit_intercept, form
     assert objective(cold, X, y) > 1.001 * before
 
 
-@solvers
 @both_classes
-def test_warm_start_at_the_optimum(solver, classes):
+def test_warm_start_at_the_optimum(classes):
     """There is nothing left to do, and nothing wrong with that."""
     X, y = data(classes)
     model = SoftmaxRegression(alpha=0.05, tol=1e-3, max_iter=2000, warm_start=True, random_state=0).fit(X, y)
-    model.set_params(tol=1e-2, solver=solver)
+    model.set_params(tol=1e-2)
     before = objective(model, X, y)
     cold = clone(model).fit(X, y)
     model.fit(X, y)
@@ -1285,5 +1285,5 @@ def test_most_rows_weigh_nothing(form):
     np.testing.assert_allclose(fitted.coef_, alone.coef_, rtol=0, atol=1e-3)  # tol = 1e-8 and a curvature of 0.1
     model.set_params(early_stopping=True)
     objective = model._objective(form(X), y, None, np.arange(3), weight)
-    train, held_out = model._hold_out(objective, np.random.RandomState(0))
+    train, held_out = hold_out(model, objective, np.random.RandomState(0))
     assert sorted([*train.rows, *held_out.rows]) == list(range(40))

@@ -24,8 +24,9 @@ caller's thread and expects BLAS to be held at one thread, which makes its resul
 
 import numpy as np
 
-from softreg import _core, _streaming
-from softreg._solvers.dense_stream_metrics import ClassCurvature, feature_metric
+from softreg import _core, _dense_stream
+from softreg._solvers.dense_stream_metrics import ClassCurvature, FullHessian, feature_metric
+from softreg._solvers.row_buffer import RowBuffer
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 256  # rows of a step, once enough rows have come: a step costs K p^2
 RAMP = 16  # until then a block is 1/16 of the rows seen: the first rows are learnt at once, in many small steps
@@ -33,7 +34,8 @@ RATE_EXPONENT = 0.6  # of the falling rate; in (1/2, 1], as averaging needs it
 MAX_CHANGE = 4.0  # the largest step: root mean square over a block's rows of the largest change of a logit
 PRIOR = 0.01  # a ridge on V, times p / rows: few rows for many features give modest probabilities
 REPLAYED = 1024  # first rows that are kept where V has no more numbers; replayed when REPLAY_GROWTH times as many
-REPLAY_STEPS, REPLAY_GROWTH = 8, 1.3
+REPLAY_STEPS, REPLAY_GROWTH = 3, 1.05
+FULL_HESSIAN = 256  # numbers in V up to which a fit of planned epochs takes the whole Hessian, in large blocks
 GROWTH = 4.0  # a feature whose mean square has grown by this factor gets a new scale at once
 LARGEST_PENALTY = 1e15  # in units of curvature: beyond it a coefficient is zero anyway, and float32 would overflow
 SMALLEST_SCALE = 1e-290  # its inverse is finite
@@ -53,12 +55,13 @@ class KroneckerPreconditionedSGD:
     precondition : bool
         Whether to keep the covariance of the features: d^2 numbers of float64 and d^2 of `dtype`, or some hundred
         rows where d is large. False keeps a few times K d numbers and divides by the largest eigenvalue instead.
-        l1 > 0 implies False, as the proximal step of l1 needs a diagonal metric.
+        l1 > 0 implies False, as the proximal step of l1 needs a diagonal metric. Zeros of a mean of iterates are rare.
     planned_rows : int or None
-        The rows of all epochs together, where the end is known. The rate then falls to zero.
+        The rows of all epochs together, where the end is known. The rate then falls to zero, and where V has few
+        numbers, steps take the Hessian itself in place of its Kronecker form.
     """
 
-    NUMBERS = ("rows", "steps", "standardized_at", "replayed_at", "weight")
+    NUMBERS = ("rows", "fitted_rows", "steps", "standardized_at", "replayed_at", "weight")
     ARRAYS = ("location", "scale", "sums", "squares", "V", "mean")
     PARTS = ("metric", "curvature", "waiting", "kept")
 
@@ -71,6 +74,7 @@ class KroneckerPreconditionedSGD:
         self.n_features = d = n_features
         shape = n_classes, d + bool(fit_intercept)
         self.rows, self.steps, self.standardized_at, self.replayed_at = 0, 0, 0, 0
+        self.fitted_rows = 0  # of an earlier fit, whose coefficients the stream began at
         self.weight = 0.0  # of all rows learnt
         self.location, self.scale = np.zeros(d), np.ones(d)
         self.sums, self.squares = np.zeros(d), np.zeros(d)  # of z, weighted
@@ -79,6 +83,10 @@ class KroneckerPreconditionedSGD:
         self.curvature = ClassCurvature(n_classes, separable=bool(l1))
         least = SMALLEST_BLOCK if planned_rows is None else 2 * SMALLEST_BLOCK
         self.block = max(least, min(LARGEST_BLOCK, d // 4))
+        self.hessian = None
+        if planned_rows and precondition and not l1 and self.V.size <= FULL_HESSIAN:
+            self.hessian, self.block = FullHessian(shape), LARGEST_BLOCK
+            self.PARTS = (*self.PARTS, "hessian")
         self.time_scale = 50 * self.block + 20 * d  # rows after which the rate begins to fall
         self.waiting = RowBuffer(self.block, d, n_classes, self.dtype)
         kept = REPLAYED if self.V.size <= REPLAYED else 0
@@ -107,22 +115,25 @@ class KroneckerPreconditionedSGD:
         """Learn the rows that wait for their block to be filled: the end of a fit."""
         if self.waiting.count:
             self._step(*self.waiting.take())
+        if self.replayed_at < self.kept.count:
+            self._replay()
 
     def coefficients(self):
         """Return W (K, p) in float64, the intercept last: the averaged model, which predicts."""
-        V = self.mean
-        if self.l1:  # a mean of iterates has no zeros: those of the last iterate are taken over
-            V = np.where(self.V == 0, 0, V)
-        W = V.copy()
+        W = self.mean.copy()
         W[:, : self.n_features] /= self.scale
         if self.fit_intercept:
             W[:, -1] -= W[:, :-1] @ self.location
         return W
 
-    def start_from(self, W):
-        """Begin at coefficients W (K, p), the intercept last, in place of zeros; before the first row."""
+    def start_from(self, W, fitted_rows=0):
+        """Begin at coefficients W (K, p), the intercept last, in place of zeros; before the first row.
+
+        Steps and averages then go on as if `fitted_rows` rows had come before.
+        """
         self.V[:] = W
         self.mean[:] = W
+        self.fitted_rows, self.steps = fitted_rows, fitted_rows // self.block
 
     def get_state(self):
         """Return what was learnt as a flat dict of arrays (copies) and numbers."""
@@ -147,7 +158,11 @@ class KroneckerPreconditionedSGD:
 
     def _block_rows(self):
         """Rows of the block that is being filled."""
-        return max(1, min(self.block, self.rows // RAMP))
+        return max(1, min(self.block, self._seen() // RAMP))
+
+    def _seen(self):
+        """Return how many rows V stands for."""
+        return self.rows + self.fitted_rows
 
     def _learn_part(self, X, codes, targets, weight):
         """Predict rows that belong to one block. Learn them if they complete it, else let them wait."""
@@ -176,7 +191,7 @@ class KroneckerPreconditionedSGD:
     def _standardize(self, X):
         """Return Z (b, p) of rows X (b, d), with a last column of ones for the intercept."""
         Z = np.empty((len(X), self.V.shape[1]), self.dtype)
-        _streaming.standardize(X, self.location, self.scale, Z)
+        _dense_stream.standardize(X, self.location, self.scale, Z)
         return Z
 
     def _place(self, X):
@@ -189,7 +204,7 @@ class KroneckerPreconditionedSGD:
         """Add a block to all statistics, and refresh the coordinates if it is time; return Z in the coordinates now."""
         total = float(len(X)) if weight is None else weight.sum(dtype=np.float64)
         sums, squares = np.zeros((2, self.n_features))
-        _streaming.add_moments(Z, weight, sums, squares)
+        _dense_stream.add_moments(Z, weight, sums, squares)
         mean_squares = (self.squares + squares) / (self.weight + total)
         if not np.all(mean_squares <= GROWTH):
             self._lengthen(X, mean_squares)
@@ -218,8 +233,8 @@ class KroneckerPreconditionedSGD:
     def _lengthen(self, X, mean_squares):
         """Give a longer scale to features that turn out to be much larger than they were.
 
-        V stays, so their coefficients shrink (Ross, Mineiro and Langford 2013): what was learnt from small entries would
-        decide every prediction.
+        V stays, so their coefficients shrink (Ross, Mineiro and Langford 2013): else what was learnt from small entries
+        would decide every prediction. Coefficients of an earlier fit knew the scale, and stay.
         """
         grown = ~(mean_squares <= GROWTH)
         factor = np.where(np.isfinite(mean_squares), np.sqrt(np.where(grown, mean_squares, 1.0)), 1.0)
@@ -229,7 +244,8 @@ class KroneckerPreconditionedSGD:
             factor[beyond] /= self.scale[beyond]
         V, mean = self.V.copy(), self.mean.copy()
         self._move(self.location, self.scale * factor)
-        self.V, self.mean = V, mean
+        if not self.fitted_rows:
+            self.V, self.mean = V, mean
 
     def _move(self, location, scale):
         """Express V, its mean and the statistics in new coordinates; predictions stay the same."""
@@ -238,9 +254,12 @@ class KroneckerPreconditionedSGD:
             if self.fit_intercept:
                 V[:, -1] += V[:, :-1] @ shift
             V[:, : self.n_features] *= factor
-        self.squares = (self.squares - 2 * shift * self.sums + self.weight * shift**2) / factor**2
-        self.sums = (self.sums - self.weight * shift) / factor
-        self.metric.move(shift, factor)
+        if self.rows:
+            self.squares = (self.squares + shift * (self.weight * shift - 2 * self.sums)) / factor / factor
+            self.sums = (self.sums - self.weight * shift) / factor
+            self.metric.move(shift, factor)
+            if self.hessian:
+                self.hessian.move(shift, factor)
         self.location, self.scale = location, scale
 
     # --- a step -------------------------------------------------------------------------------------------------
@@ -249,15 +268,19 @@ class KroneckerPreconditionedSGD:
         """Learn one block: statistics, gradient, step, mean of the iterates."""
         progress = self._progress()
         Z = self._observe(X, self._standardize(X) if Z is None else Z, weight)
-        if self.rows <= self.kept.capacity:
+        if self._seen() <= self.kept.capacity and not self.fitted_rows:
             self.kept.add(X, codes, targets, weight)
-            self._replay()
+            if self.rows >= self.replayed_at * REPLAY_GROWTH:
+                self._replay()
             return
         self.kept.clear()
         unit = len(X) * (1.0 if weight is None else self.weight / self.rows)  # the weight of as many mean rows
         P, G = self._residual(Z, codes, targets, weight)
         self.curvature.observe(P, weight, unit)
-        _, step = self._direction(Z, G, unit)
+        gradient, step = self._direction(Z, G, unit)
+        if self.hessian:
+            self.hessian.observe(Z, P, weight, unit)
+            step = self.hessian.solve(gradient, self._penalty(), self.metric.covariance()).astype(self.dtype)
         rate = progress * self.metric.rate(len(X))
         rate *= min(1.0, MAX_CHANGE / max(rate * _change(Z, step), MAX_CHANGE))
         self.V -= rate * step
@@ -266,9 +289,7 @@ class KroneckerPreconditionedSGD:
         self._average()
 
     def _replay(self):
-        """Take some steps over all rows so far, if they have become enough more since the last time."""
-        if self.rows < self.replayed_at * REPLAY_GROWTH:
-            return
+        """Take some steps over all rows so far."""
         X, codes, targets, weight = self.kept.view()
         Z, rate = self._standardize(X), 1.0
         for _ in range(REPLAY_STEPS):
@@ -317,14 +338,15 @@ class KroneckerPreconditionedSGD:
 
     def _progress(self):
         """Return the factor by which the rate has fallen."""
-        return self._remaining() * (1.0 + self.rows / self.time_scale) ** -RATE_EXPONENT
+        return self._remaining() * (1.0 + self._seen() / self.time_scale) ** -RATE_EXPONENT
 
     def _penalty(self):
         """Return the l2 penalty of each column of V, (p,): that of the objective, and the prior of the first rows."""
         penalty = np.zeros(self.V.shape[1])
         with np.errstate(over="ignore"):  # a tiny scale
             own = self.l2 / self.scale**2 if self.l2 else 0.0
-        penalty[: self.n_features] = np.minimum(own + PRIOR * self.V.shape[1] * self._remaining() / self.rows, LARGEST_PENALTY)
+        prior = PRIOR * self.V.shape[1] * self._remaining() / self._seen()
+        penalty[: self.n_features] = np.minimum(own + prior, LARGEST_PENALTY)
         return penalty
 
     def _shrink(self, rate):
@@ -336,7 +358,7 @@ class KroneckerPreconditionedSGD:
     def _average(self):
         """Add the iterate to the mean: late iterates weigh more, and the more so the fewer rows there were."""
         self.steps += 1
-        power = 1.0 + 3.0 * self.time_scale / (self.time_scale + self.rows)
+        power = 1.0 + 3.0 * self.time_scale / (self.time_scale + self._seen())
         self.mean += (power + 1.0) / (self.steps + power) * (self.V - self.mean)
 
 
@@ -344,63 +366,3 @@ def _change(Z, step):
     """Return the root mean square over the rows of the largest change of a logit by a step of rate 1."""
     largest = np.abs(Z @ step.T).max(axis=1).astype(np.float64)
     return np.sqrt(np.mean(largest**2))
-
-
-class RowBuffer:
-    """Copies of a few rows with their codes or targets and weights."""
-
-    def __init__(self, capacity, n_features, n_classes, dtype):
-        self.count, self.weighted, self.soft = 0, False, False
-        self.capacity, self.n_classes = capacity, n_classes
-        self.X = np.zeros((capacity, n_features), dtype)
-        self.codes = np.zeros(capacity, np.intp)
-        self.weight = np.ones(capacity, dtype)
-        self.targets = np.zeros((0, n_classes), dtype)
-
-    def add(self, X, codes, targets, weight):
-        at = slice(self.count, self.count + len(X))
-        if targets is not None and not self.soft:
-            self._soften()
-        self.X[at] = X
-        self.weight[at] = 1.0 if weight is None else weight
-        if not self.soft:
-            self.codes[at] = codes
-        else:
-            self.targets[at] = np.eye(self.n_classes)[codes] if targets is None else targets
-        self.weighted |= weight is not None
-        self.count += len(X)
-
-    def _soften(self):
-        """Turn the codes that wait into targets."""
-        self.soft, self.targets = True, np.zeros((self.capacity, self.n_classes), self.X.dtype)
-        self.targets[np.arange(self.count), self.codes[: self.count]] = 1
-
-    def take(self):
-        """Return (X, codes, targets, weight) as views, valid until the next `add`, and forget them."""
-        rows = self.view()
-        self.count, self.soft, self.weighted = 0, False, False
-        return rows
-
-    def view(self):
-        """Return (X, codes, targets, weight) as views."""
-        n = self.count
-        codes, targets = (None, self.targets[:n]) if self.soft else (self.codes[:n], None)
-        return self.X[:n], codes, targets, self.weight[:n] if self.weighted else None
-
-    def clear(self):
-        """Forget the rows and give back their memory, for good."""
-        if len(self.X):
-            empty = RowBuffer(0, self.X.shape[1], self.n_classes, self.X.dtype)
-            self.__dict__.update(empty.__dict__, capacity=self.capacity)
-
-    def get_state(self):
-        n = self.count
-        state = {"X": self.X[:n].copy(), "weighted": self.weighted, "soft": self.soft, "weight": self.weight[:n].copy()}
-        return state | {"codes": self.codes[:n].copy(), "targets": self.targets[: n if self.soft else 0].copy()}
-
-    def set_state(self, state):
-        self.count = 0
-        weight = state["weight"] if state["weighted"] else None
-        codes, targets = (None, state["targets"]) if state["soft"] else (state["codes"], None)
-        if len(state["X"]):
-            self.add(state["X"], codes, targets, weight)

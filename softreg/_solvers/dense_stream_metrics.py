@@ -14,7 +14,7 @@ Where p is at most `FULL_FEATURES`, A is the covariance of all rows (`Covariance
 """
 
 import numpy as np
-from scipy.linalg import cholesky, lapack, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, cholesky, lapack, solve_triangular
 
 FULL_FEATURES = 3000
 SAMPLE = 256  # rows of `SampledCovariance`
@@ -22,6 +22,7 @@ SHRINKAGE = 1e-3  # towards the identity, on top of p / (p + rows)
 EVERY_ROW, EVERY_NTH = 3, 8  # a covariance takes all blocks for 3 p rows, then one of 8
 
 FULL_CLASSES = 256  # up to here the class curvature is a (K, K) matrix, above it its diagonal
+HESSIAN_RECENCY, HESSIAN_DAMPING = 4.0, 1e-2
 MEMORY = 0.97  # what a step keeps of the running class curvature
 DAMPING, REPLAY_DAMPING = 1.0, 0.25  # of steps over a minibatch, and over all rows so far
 
@@ -72,8 +73,9 @@ class Covariance(Metric):
         self.inverse = np.ones(self.p, self.dtype)  # (p,) while A is diagonal, then (p, p)
 
     def observe(self, Z, weight, total, rows):
+        left_out = rows > EVERY_ROW * self.p and self.blocks % EVERY_NTH
         self.blocks += 1
-        if rows > EVERY_ROW * self.p and self.blocks % EVERY_NTH:
+        if left_out:
             return
         Zs = Z if weight is None else Z * np.sqrt(weight)[:, None]
         self.second += Zs.T @ Zs  # NumPy sees the symmetry and calls syrk
@@ -93,13 +95,18 @@ class Covariance(Metric):
         if self.rows < self.p / 2 and self.p > 128:  # too few rows for what a factor costs
             self.inverse = (1.0 / (1.0 + penalty)).astype(self.dtype)
             return
-        A = self.second / self.weight
-        if self.fit_intercept:
-            A -= np.outer(A[-1], A[-1])
+        A = self.covariance()
         variance = np.maximum(np.diag(A), 1.0)  # 1 but for features that were constant, or have grown
         A *= 1.0 - self.shrinkage()
         A[np.diag_indices(self.p)] = variance + penalty
         self.inverse = _inverse(A, self.dtype)
+
+    def covariance(self):
+        """Return the covariance of the features, (p, p); the row and column of the intercept are zero."""
+        A = self.second / self.weight
+        if self.fit_intercept:
+            A -= np.outer(A[-1], A[-1])
+        return A
 
     def apply(self, S):
         return S * self.inverse if self.inverse.ndim == 1 else S @ self.inverse
@@ -149,12 +156,12 @@ class SampledCovariance(Metric):
 
 
 class LargestEigenvalue(Metric):
-    """The identity times the mean of the largest eigenvalues of the blocks' Z^T Z / b. State: p numbers.
+    """The identity times the mean of the largest eigenvalues of the blocks' Z^T Z / b. State: 2 p numbers.
 
     The mean is at least the largest eigenvalue of A, and counts the noise of small blocks too.
     """
 
-    STATE = ("eigenvalue", "weight", "inverse")
+    STATE = ("eigenvalue", "weight", "penalty", "inverse")
     POWER_ITERATIONS = 8
 
     def __init__(self, *settings):
@@ -243,6 +250,54 @@ class ClassCurvature:
 
     def set_state(self, state):
         self.mean, self.inverse, self.steps = state["mean"].copy(), state["inverse"].copy(), state["steps"]
+
+
+class FullHessian:
+    """The running mean H, (K, p, K, p), of the Hessian over rows. For small K p. State: (K p)^2 numbers.
+
+    It weighs late rows more, as their probabilities are nearer to those at the end. Damping mixes in what the
+    Kronecker form has for equal probabilities.
+    """
+
+    def __init__(self, shape):
+        self.shape = shape
+        self.mean, self.rows = np.zeros((*shape, *shape)), 0
+
+    def observe(self, Z, P, weight, unit):
+        """Add a block: sum_i s_i (diag(p_i) - p_i p_i^T) x z_i z_i^T, divided by `unit`."""
+        b, (K, p) = len(Z), self.shape
+        Z, P = Z.astype(np.float64), P.astype(np.float64)
+        Zs = Z if weight is None else Z * weight[:, None]
+        outer = (P[:, :, None] * Z[:, None, :]).reshape(b, K * p)
+        scaled = outer if weight is None else outer * np.sqrt(weight)[:, None]
+        H = -(scaled.T @ scaled).reshape(K, p, K, p)
+        for k in range(K):
+            H[k, :, k] += (Zs * P[:, k, None]).T @ Z
+        self.rows += b
+        self.mean += min(1.0, HESSIAN_RECENCY * b / self.rows) * (H / unit - self.mean)
+
+    def move(self, shift, factor):
+        d, H = len(shift), self.mean
+        if d < self.shape[1]:
+            H[:, :d] -= shift[:, None, None] * H[:, d:]
+            H[..., :d] -= H[..., d:] * shift
+        H[:, :d] /= factor[:, None, None]
+        H[..., :d] /= factor
+
+    def solve(self, S, penalty, A):
+        """Return (H + damping + penalty)^-1 S for S (K, p); penalty (p,), A (p, p) the covariance of the features."""
+        K, p = self.shape
+        rho = p / (p + self.rows) + HESSIAN_DAMPING
+        M = (1.0 - rho) * self.mean
+        for k in range(K):
+            M[k, :, k] += 0.5 * rho / K * (A + np.eye(p)) + np.diag(penalty)
+        return cho_solve(cho_factor(M.reshape(K * p, K * p), lower=True), S.ravel()).reshape(self.shape)
+
+    def get_state(self):
+        return {"mean": self.mean.copy(), "rows": self.rows}
+
+    def set_state(self, state):
+        self.mean, self.rows = state["mean"].copy(), state["rows"]
 
 
 def _inverse(A, dtype):

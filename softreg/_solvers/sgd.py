@@ -65,7 +65,7 @@ def _begin(objective, start, options):
     """Return the stream at the start."""
     stream = new_stream(objective, options.precondition, planned_rows=options.max_iter * objective.n_rows)
     if start.W.any():
-        stream.start_from(start.W, objective)
+        stream.start_from(start.W, objective.n_rows, objective)
     return stream
 
 

@@ -1,13 +1,13 @@
 """One pass over sparse rows: what a stream of CSR batches keeps, and how several epochs forget.
 
-`_streaming_sparse_reference.csr_stream` has the steps. Their cost is in proportion to the nonzeros of a batch, whatever
+`_sparse_stream_reference.csr_stream` has the steps. Their cost is in proportion to the nonzeros of a batch, whatever
 the number of features is. Rows are learnt one by one, so it does not matter how a stream is cut into batches.
 """
 
 import numpy as np
 
-from softreg._streaming_sparse_core import csr_stream
-from softreg._streaming_sparse_reference import coefficients_of
+from softreg._sparse_stream import csr_stream
+from softreg._sparse_stream_reference import coefficients_of
 
 # Chosen once, on newsgroups, word counts and one-hot categories; nothing depends on alpha or on the data.
 RATE = 3.0  # of steps; from 2 to 4 the accuracy differs by less than .005
@@ -113,12 +113,14 @@ class SparseStream:
         l2, l1 = (penalised * total for total in self.totals[:2])
         return coefficients_of(self.theta[j], self.features[j, 0], l2, l1).T.astype(self.theta.dtype, copy=False)
 
-    def start_from(self, W):
-        """Begin at coefficients W (K, p), with the strengths that the rows so far have given, and forget the rest.
+    def start_from(self, W, fitted_rows):
+        """Begin at coefficients W (K, p) that were fitted to so many rows, and forget what the rows so far have taught.
 
-        Features that have not come get the mean strength of the others.
+        These rows tell the strengths, which grow like the root of their number. Features that have not come get the
+        mean strength of the others.
         """
         strength = self.features[:, 0]
+        strength *= np.sqrt(max(fitted_rows / max(self.totals[4], 1.0), 1.0))
         strength[strength == 0] = strength[strength > 0].mean() if strength.any() else 1.0
         self.totals[:2] = 0
         self.adopt(W)

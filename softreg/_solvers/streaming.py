@@ -13,6 +13,7 @@ from softreg._solvers.sparse_stream import SparseStream
 
 FORMAT = 1  # of the state
 TRIAL_ROWS = 1000  # that tell the strengths of sparse features, where a stream begins at coefficients
+NARROW = 256  # features up to which sparse rows are learnt as dense ones: a covariance is worth more than zeros
 GATHERED_NUMBERS = 2**20  # of dense rows that are copied at a time, where they are visited in a random order
 
 
@@ -28,7 +29,8 @@ def new_stream(objective, precondition, planned_rows=None):
         Rows of all epochs together, where the end is known.
     """
     settings = {
-        "kind": "dense" if objective.design.can_center else "csr", "n_classes": objective.n_classes,
+        "kind": "dense" if objective.design.can_center or objective.n_features <= NARROW else "csr",
+        "n_classes": objective.n_classes,
         "n_features": objective.n_features, "fit_intercept": bool(objective.fit_intercept),
         "dtype": objective.dtype.name, "precondition": bool(precondition), "has_l1": objective.l1 > 0,
         "planned_rows": planned_rows,
@@ -115,15 +117,15 @@ class Stream:
         W = self.optimizer.coefficients().astype(self.settings["dtype"], copy=False)
         return fitted_coefficients(W, self.settings["fit_intercept"])
 
-    def start_from(self, W, objective):
-        """Begin at W (K, p), before the first row; the objective's rows tell the size of the first steps."""
+    def start_from(self, W, fitted_rows, objective):
+        """Begin at W (K, p) that was fitted to so many rows; the objective's rows tell strengths of sparse features."""
         if self.settings["kind"] == "dense":
-            self.optimizer.start_from(W)
+            self.optimizer.start_from(W, fitted_rows)
             return
         trial = Stream(self.settings)
         trial.learn(objective, np.arange(min(objective.n_rows, TRIAL_ROWS)))
         self.optimizer = trial.optimizer
-        self.optimizer.start_from(W)
+        self.optimizer.start_from(W, fitted_rows)
 
     # --- state ----------------------------------------------------------------------------------------------------
 

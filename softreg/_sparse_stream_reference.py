@@ -1,4 +1,4 @@
-"""The NumPy twin of `_streaming_sparse_core.pyx`: same name, same signature. The tests hold the kernel against it."""
+"""The NumPy twin of `_sparse_stream.pyx`: same name, same signature. The tests hold the kernel against it."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=True, freethreading_compatible=True
-"""The compiled pass over a stream of sparse rows. `_streaming_sparse_reference.py` says what it computes.
+"""The compiled pass over a stream of sparse rows. `_sparse_stream_reference.py` says what it computes.
 
 A row is met four times: its features are measured, its logits are summed, the strengths of its features grow, and its
 gradient is added. It stays in the nearest cache meanwhile, and the rows of theta are fetched from memory once.

@@ -1,4 +1,4 @@
-"""NumPy twins of the compiled kernels in ``_streaming.pyx``: same names, same signatures."""
+"""NumPy twins of the compiled kernels in ``_dense_stream.pyx``: same names, same signatures."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import numpy as np
 def standardize(X, location, scale, out):
     """out (b, p) OUT = (X - location) / scale; where p = d + 1 the last column is 1.
 
-    X (b, d) IN float32 or float64 with unit stride along a row; location, scale (d,) IN float64; out has the dtype of X.
+    X (b, d) IN with unit stride along a row; location, scale (d,) IN float64; out has the dtype of X.
     """
     d = X.shape[1]
     out[:, :d] = (X - location) * (1.0 / scale)

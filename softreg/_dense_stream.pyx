@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=True, freethreading_compatible=True
-"""Compiled kernels of the minibatch steps on dense rows. `_streaming_reference.py` says what each one computes.
+"""Compiled kernels of the minibatch steps on dense rows. `_dense_stream_reference.py` says what each one computes.
 
 Both walk a block once, row by row. A block of rows stays in the second-level cache from one kernel to the next.
 """

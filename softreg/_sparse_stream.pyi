@@ -1,4 +1,4 @@
-"""Signature of the compiled pass; `_streaming_sparse_reference.py` has what it computes."""
+"""Signature of the compiled pass; `_sparse_stream_reference.py` has what it computes."""
 
 from softreg._core import Codes, Index, Matrix, Vector
 
