@@ -1286,4 +1286,4 @@ def test_most_rows_weigh_nothing(form):
     model.set_params(early_stopping=True)
     objective = model._objective(form(X), y, None, np.arange(3), weight)
     train, held_out = hold_out(model, objective, np.random.RandomState(0))
-    assert sorted([*train.rows, *held_out.rows]) == list(range(40))
+    assert sorted([*train.design.rows, *held_out.design.rows]) == list(range(40))
