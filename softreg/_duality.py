@@ -10,25 +10,42 @@ H is the entropy. At the optimum Q = P attains the minimum. There is no bound wi
 
 import numpy as np
 
+from softreg import _rounding
 from softreg._objective import squared_norm
-from softreg._rounding import rounding_allowance
 
 
 def lower_bound(linearization):
     """Return a proven lower bound on min F, from the probabilities and the gradient at a point; -inf without a penalty.
 
-    At the optimum of a smooth objective the bound is min F itself. F(W) does not enter: where that is large, rounding
-    would eat what is left of a difference. The gradient of the penalty has to be taken off, and its rounding is added
-    to what remains, which lowers the bound.
+    At the optimum of a smooth objective the bound is min F itself. The gradient of the penalty has to be taken off,
+    and its rounding is added to what remains, which lowers the bound. The bound is made from the entropy of the
+    probabilities, and from the entropy that the loss and the gradient tell; see `_rounding` for why. The better one
+    counts. The second one is far too low where the loss is so large that rounding eats the difference.
     """
-    objective, W = linearization.objective, linearization.W
+    objective, W, loss = linearization.objective, linearization.W, linearization.value
     if not objective.l2 and not objective.l1:
         return -np.inf
     entropy, G = dual_point(linearization)
-    rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(objective.coef(W).astype(np.float64))
+    W = W.astype(np.float64)
+    coef = objective.coef(W)
+    with np.errstate(over="ignore", invalid="ignore"):
+        of_loss = loss - 0.5 * objective.l2 * squared_norm(coef) - np.sum(G * W)
+    rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(coef)
     objective.coef(G)[...] += np.copysign(rounding, objective.coef(G))
-    bound = dual_bound(objective, entropy, G)
-    return bound - rounding_allowance(objective, W, linearization.value, linearization.gradient)
+    step = penalty_derivative(objective, G)
+    by_entropy = dual_bound(objective, entropy, G.copy()) - _rounding.of_entropy(objective)
+    by_entropy -= _rounding.of_sums(objective, loss, step)
+    if not np.isfinite(of_loss):
+        return by_entropy
+    by_loss = dual_bound(objective, of_loss, G) - _rounding.of_loss(objective, W, loss)
+    return max(by_entropy, by_loss - _rounding.of_sums(objective, loss, coef + step))
+
+
+def penalty_derivative(objective, G):
+    """Return the derivative of 1/(2 l2) sum max(|G| - l1, 0)^2 in G: -W at the optimum; zeros without l2."""
+    G = objective.coef(G)
+    excess = np.maximum(np.abs(G) - objective.l1, 0) / objective.l2 if objective.l2 else 0.0
+    return np.copysign(excess, G)
 
 
 def dual_point(linearization):

@@ -309,7 +309,7 @@ def _raise_for_what_is_not_finite(**inputs):
 
 
 def _check_targets(Y, shape, dtype):
-    """What the kernels take: (codes, None) or (None, targets) for logits of `shape` (n, K) or (K,)."""
+    """Return what the kernels take, (codes, None) or (None, targets), for logits of `shape` (n, K) or (K,)."""
     K = shape[-1]
     if type(Y) is np.ndarray and Y.dtype == np.intp and Y.shape == shape[:-1] == Y.shape[:1] and Y.flags.carray:
         if Y.view(np.uintp).max(initial=0) < K:  # negative codes are large ones there
@@ -326,16 +326,28 @@ def _check_targets(Y, shape, dtype):
     if Y.shape != shape:
         raise ValueError(f"Y has shape {Y.shape}, expected codes of {shape[:-1]} or distributions of {shape}")
     Y = np.atleast_2d(Y)
+    _check_distributions(Y)
+    return None, Y.astype(dtype, copy=False)
+
+
+def _target_tolerance(dtype):
+    """Return how far the sum of a distribution may be from one.
+
+    Targets are often the output of another softmax: half of the digits of their own dtype have to be right.
+    """
+    return float(np.sqrt(np.finfo(dtype).eps)) if dtype.kind == "f" else 0.0
+
+
+def _check_distributions(Y):
+    """Raise the error that names the first entry or row of Y (n, K) that is not a distribution."""
+    assert_all_finite(Y, input_name="Y")
     if (bad := Y < 0).any():
         i, k = np.argwhere(bad)[0]
         raise ValueError(f"Y has {Y[i, k]} at row {i}, column {k}: a probability cannot be negative")
-    # targets are often the output of another softmax: half of the digits of their own dtype have to be right
-    tolerance = np.sqrt(np.finfo(Y.dtype).eps) if Y.dtype.kind == "f" else 0
     totals = Y.sum(axis=1, dtype=np.float64)
-    if (bad := np.abs(totals - 1) > tolerance).any():
+    if (bad := np.abs(totals - 1) > _target_tolerance(Y.dtype)).any():
         i = bad.argmax()
         raise ValueError(f"Y row {i} sums to {totals[i]:.10g}, expected 1")
-    return None, Y.astype(dtype, copy=False)
 
 
 def _check_weights(sample_weight, n, dtype):
@@ -370,7 +382,13 @@ def _run(kernel, out, **inputs):
 def _cross_entropy(Z, Y, sample_weight, label_smoothing, reduction, with_gradient, out):
     Z = _check_logits(Z)
     n = len(np.atleast_2d(Z))
-    codes, targets = _check_targets(Y, Z.shape, Z.dtype)
+    if type(Y) is np.ndarray and (Y.dtype, Y.shape) == (Z.dtype, Z.shape) and Y.flags.c_contiguous and Y.flags.aligned:
+        # The kernel checks them on its way. It rounds their sums; what it refuses has to be wrong without that, too.
+        codes, targets = None, np.atleast_2d(Y)
+        tolerance = _target_tolerance(Y.dtype) + 4 * float(np.finfo(Y.dtype).eps)
+    else:
+        codes, targets = _check_targets(Y, Z.shape, Z.dtype)
+        tolerance = 0.0
     s = _check_weights(sample_weight, n, Z.dtype)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1); got {label_smoothing!r}")
@@ -386,11 +404,12 @@ def _cross_entropy(Z, Y, sample_weight, label_smoothing, reduction, with_gradien
     G = _check_out(out, Z) if with_gradient else None
     inputs = (np.atleast_2d(Z), codes, targets, s)
     given, residual = _apart(G, *inputs), None if G is None else np.atleast_2d(G)
-    options = (float(label_smoothing), losses, residual, effective_n_threads(None), scale)
+    options = (float(label_smoothing), losses, residual, effective_n_threads(None), scale, tolerance)
     loss = _core.cross_entropy(*given, *options)
     if np.isnan(loss):
         _put_back(inputs, given)
         _raise_for_what_is_not_finite(Z=Z)
+        _check_distributions(targets)  # logits are finite, so it is they
     if reduction == "none":
         return losses if Z.ndim == 2 else losses[0], G
     return loss, G
