@@ -79,7 +79,9 @@ class ProbingBuildExt(build_ext):
         return True
 
 
-SHARED = ["softreg/_simd.h", "softreg/_simd.pxd", "softreg/_softmax_leaves.pxd", "softreg/_product_leaves.pxd"]
+SHARED = [f"softreg/{name}" for name in (
+    "_simd.h", "_simd.pxd", "_softmax_leaves.pxd", "_product_leaves.pxd", "_kernel_arguments.pxd"
+)]  # fmt: skip
 
 setup(
     ext_modules=[

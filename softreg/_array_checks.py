@@ -1,7 +1,7 @@
 """Checks of array arguments: return the array as the kernels take it, or raise an error that names it."""
 
 import numpy as np
-from sklearn.utils import check_array
+from sklearn.utils import assert_all_finite, check_array
 
 from softreg._memory_layout import aligned
 
@@ -42,16 +42,28 @@ def check_targets(Y, shape, dtype):
     if Y.shape != shape:
         raise ValueError(f"Y has shape {Y.shape}, expected codes of {shape[:-1]} or distributions of {shape}")
     Y = np.atleast_2d(Y)
+    check_distributions(Y)
+    return None, Y.astype(dtype, copy=False)
+
+
+def target_tolerance(dtype):
+    """Return how far the sum of a distribution may be from one.
+
+    Targets are often the output of another softmax: half of the digits of their own dtype have to be right.
+    """
+    return float(np.sqrt(np.finfo(dtype).eps)) if dtype.kind == "f" else 0.0
+
+
+def check_distributions(Y):
+    """Raise a ValueError that names the first entry or row of Y (n, K) that is not a distribution."""
+    assert_all_finite(Y, input_name="Y")
     if (bad := Y < 0).any():
         i, k = np.argwhere(bad)[0]
         raise ValueError(f"Y has {Y[i, k]} at row {i}, column {k}: a probability cannot be negative")
-    # targets are often the output of another softmax: half of the digits of their own dtype have to be right
-    tolerance = np.sqrt(np.finfo(Y.dtype).eps) if Y.dtype.kind == "f" else 0
     totals = Y.sum(axis=1, dtype=np.float64)
-    if (bad := np.abs(totals - 1) > tolerance).any():
+    if (bad := np.abs(totals - 1) > target_tolerance(Y.dtype)).any():
         i = bad.argmax()
         raise ValueError(f"Y row {i} sums to {totals[i]:.10g}, expected 1")
-    return None, Y.astype(dtype, copy=False)
 
 
 def check_weights(sample_weight, n, dtype):

@@ -19,26 +19,27 @@ last bit.
 import os
 
 from cython.parallel cimport prange
-from libc.math cimport log
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from softreg._product_leaves cimport TILE_CLASSES, TILE_ROWS, CSRRows, add_column_sums, add_dot_products
-from softreg._product_leaves cimport add_penalty, add_product, add_row_sums, add_vector, csr_backward, csr_forward
+from softreg._kernel_arguments cimport CURVE, GATHER_BELOW, LOG_SOFTMAX, LOGSUMEXP, LOSS, NOTHING, SOFTMAX
+from softreg._kernel_arguments cimport SOFTMAX_VJP, KernelArguments, Step, batch_arguments, dense_arguments
+from softreg._kernel_arguments cimport set_targets
+from softreg._product_leaves cimport TILE_ROWS, CSRRows, add_column_sums, add_dot_products
+from softreg._product_leaves cimport add_penalty, add_product, add_row_sums, add_vector, csr_accumulate, csr_forward
 from softreg._product_leaves cimport csr_rows, gemm
 from softreg._simd cimport DOUBLE_LANES, FLOAT_LANES, OPENMP, floating, index_t, matrix_pointer, round_up
-from softreg._simd cimport sr_max_threads, sr_seconds, sr_simd_level, sr_thread_seconds, sr_void, sum_lanes, vdouble
-from softreg._simd cimport vec, vector_pointer, vfloat
+from softreg._simd cimport sr_max_threads, sr_seconds, sr_simd_level, sr_thread_seconds, sr_void, vdouble, vec
+from softreg._simd cimport vector_pointer, vfloat
 from softreg._softmax_leaves cimport BLOCK, add_target_logits, apply_jacobian, block_exp, block_log, block_log_softmax
-from softreg._softmax_leaves cimport block_losses, block_max, block_scale, block_sum, load_rows, pick_class_logits
-from softreg._softmax_leaves cimport scale_subtract_class, store_rows, subtract_targets, transpose_rows
-from softreg._softmax_leaves cimport wide_exp, wide_max, wide_pick, wide_scale, wide_sum
+from softreg._softmax_leaves cimport block_losses, block_max, block_scale, block_sum, check_targets, load_rows
+from softreg._softmax_leaves cimport pick_class_logits, scale_subtract_class, store_rows, subtract_targets
+from softreg._softmax_leaves cimport transpose_rows, wide_exp, wide_max, wide_pick, wide_scale, wide_sum
 
 
 cdef enum:
-    GATHER_BELOW = 64   # features: below, a block of X is transposed into scratch, as dot products would be too short
-    BLAS_CLASSES = 48   # classes of float32, half as many of float64: from here on BLAS wins (benchmarks/README.md)
     MAX_PARTS = 16      # parts of the rows that may run at the same time
+    SUM_ROWS = 4096     # rows whose sum is made apart where there are many more: errors grow with the longest sum
     WIDE = 44           # classes: from here on vectors run along a row
     WORK = 1000000      # multiply-adds that a thread must have for itself: some 50 microseconds
     EXP_WORK = 16       # multiply-adds that take as long as what else is done with a logit
@@ -116,86 +117,6 @@ cdef void _end_region(Team* team, Py_ssize_t parts) noexcept nogil:
             single_thread_until = now + 10 * lost
 
 
-# --- kernel arguments -----------------------------------------------------------------------------------------------
-
-cdef enum Step:     # what is computed from a block of logits
-    NOTHING, LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, SOFTMAX_VJP
-    LOSS            # scale * s (P - Y), and the losses
-    CURVE           # scale * s (P*R - P sum_k P*R), with R = X V^T in place of the logits
-
-
-cdef struct KernelArguments:    # the arguments of a kernel, and how its work is laid out; void is float or double
-    Step step
-    Py_ssize_t m, K
-    const void* logits          # (m, K) IN; NULL: they are X W^T
-    void* out                   # (m, K) OUT the result of the step, or NULL
-    void* each                  # (m,) OUT losses, or the sums of LOGSUMEXP, or NULL
-    void* P                     # (m, K) OUT or NULL for LOSS; IN for CURVE, and for SOFTMAX_VJP what it multiplies
-    const Py_ssize_t* rows      # (m,) IN rows of X, codes, targets and sample_weight; NULL: all of them
-    const Py_ssize_t* codes
-    const void* targets
-    const void* sample_weight
-    double label_smoothing, scale, l2
-    double lowest               # exp is zero below: in passes over X, before its products are subnormal, and slow
-    # the products with X (m, d), if there are any
-    const void* X
-    const void* W               # (K, dp), packed but for BLAS; NULL: `logits` are given
-    const void* bias            # (Kp,)
-    Py_ssize_t d, p
-    Py_ssize_t stride, lda      # between rows of X, and of what BLAS is given
-    Py_ssize_t Kp               # classes in whole tiles
-    Py_ssize_t lanes, dp        # dp: between rows of W; packed ones are whole vectors
-    Py_ssize_t columns          # features in whole tiles: the row length of a part's gradient
-    Py_ssize_t block, blocks    # rows that are taken at a time, and how often
-    Py_ssize_t parts, size      # size: of a part's scratch
-    bint backward, blas, transposed, padded, gathered
-    bint strict                 # the loss becomes NaN where an input is not finite
-
-
-cdef KernelArguments _batch_arguments(Step step, Py_ssize_t m, Py_ssize_t K) noexcept:
-    """Return the arguments of a kernel without X."""
-    cdef KernelArguments args
-    memset(&args, 0, sizeof(KernelArguments))
-    args.step, args.m, args.K, args.Kp, args.block, args.scale = step, m, K, K, BLOCK, 1
-    return args
-
-
-cdef KernelArguments _dense_arguments(
-    Step step, const floating[:, :] X, const Py_ssize_t[::1] rows, Py_ssize_t p, Py_ssize_t K
-) noexcept:
-    """Return the arguments of a kernel over rows of a dense X, with W or the gradient (K, p)."""
-    cdef KernelArguments args = _batch_arguments(step, X.shape[0] if rows is None else rows.shape[0], K)
-    cdef Py_ssize_t d = X.shape[1], lanes = FLOAT_LANES if floating is float else DOUBLE_LANES
-    args.X, args.d, args.p = matrix_pointer[floating](X), d, p
-    args.rows = vector_pointer[Py_ssize_t](rows)
-    args.stride = X.strides[0] // <Py_ssize_t>sizeof(floating)
-    args.blas = K * sizeof(floating) >= BLAS_CLASSES * sizeof(float) and d >= GATHER_BELOW
-    args.gathered = args.blas and (args.rows != NULL or args.stride < d)    # BLAS wants rows one after the other
-    args.transposed = d < GATHER_BELOW
-    args.padded = d < 2 * lanes
-    args.lda = d if args.gathered else args.stride
-    args.lanes = lanes
-    if args.blas:    # thick operands; but a minibatch has to be several parts, for several threads
-        args.block = 4 * BLOCK if args.m >= 8 * BLOCK else 2 * BLOCK
-    args.Kp = round_up(K, TILE_CLASSES)
-    args.dp = p if args.blas else d if args.transposed else round_up(d, lanes)
-    args.columns = round_up(d, 2 * lanes)
-    return args
-
-
-cdef void _set_targets(
-    KernelArguments* args, const Py_ssize_t[::1] codes, const floating[:, ::1] targets,
-    const floating[::1] sample_weight, double label_smoothing, double scale, bint within_pass
-) noexcept:
-    """Set the targets and the weights of a LOSS."""
-    args.codes = vector_pointer[Py_ssize_t](codes)
-    args.targets = matrix_pointer[floating](targets)
-    args.sample_weight = vector_pointer[floating](sample_weight)
-    args.label_smoothing, args.scale = label_smoothing, scale
-    if within_pass:
-        args.lowest = log(1e-20) if floating is float else log(1e-100)
-
-
 # --- a block of logits ----------------------------------------------------------------------------------------------
 
 cdef sr_void _load_weights(
@@ -245,6 +166,9 @@ cdef double _loss_block(
             k = start + min(i, count - 1)
             y[i] = <const floating*>args.targets + (args.rows[k] if args.rows != NULL else k) * K
         transpose_rows(y, count, K, U, ld)
+        if args.target_tolerance > 0:
+            block_sum(U, ld, K, total)
+            check_targets(U, ld, K, count, total, <floating>args.target_tolerance, &check)
     elif mixed:
         memset(U, 0, BLOCK * sizeof(floating))      # read for every class
     _load_weights(args, start, count, weight)
@@ -494,7 +418,8 @@ cdef double _run_part(
 ) noexcept nogil:
     """Run a part of the rows, block by block; return its loss."""
     cdef floating* gradient = scratch + part * args.size     # (Kp, columns)
-    cdef floating* T = gradient + args.Kp * args.columns      # (Kp, block) logits
+    cdef floating* recent = gradient + args.Kp * args.columns if args.nested else gradient
+    cdef floating* T = recent + args.Kp * args.columns      # (Kp, block) logits
     cdef floating* U = T + args.Kp * args.block               # (K, block) probabilities or targets
     cdef floating* lanes = U + args.K * args.block            # (6, BLOCK) one number a row
     cdef floating* features = lanes + 6 * BLOCK             # a block of X: transposed, padded or gathered
@@ -503,7 +428,7 @@ cdef double _run_part(
     cdef Py_ssize_t stop = min(args.m, (part + 1) * args.blocks // args.parts * args.block)
     cdef double loss = 0
     if args.backward:                                        # classes that only fill up a tile stay zero
-        memset(gradient, 0, args.Kp * (args.columns + args.block) * sizeof(floating))
+        memset(gradient, 0, (T - gradient + args.Kp * args.block) * sizeof(floating))
         memset(sums + part * args.Kp, 0, args.Kp * sizeof(double))
     while start < stop:
         count = min(args.block, stop - start)
@@ -515,8 +440,11 @@ cdef double _run_part(
             rows = min(<Py_ssize_t>BLOCK, count - strip)
             loss += _process_block(args, start + strip, rows, T + strip, U + strip, lanes)
         if args.backward:
-            _backward(args, x, count, T, features, gradient, sums + part * args.Kp)
+            _backward(args, x, count, T, features, recent, sums + part * args.Kp)
         start += count
+        if args.nested and (start % SUM_ROWS == 0 or start == stop):
+            add_vector(gradient, recent, args.Kp * args.columns)
+            memset(recent, 0, args.Kp * args.columns * sizeof(floating))
     return loss
 
 
@@ -539,7 +467,10 @@ cdef double _run(KernelArguments* args, const floating[:, ::1] W, floating[:, ::
         args.lowest = -104.7 if floating is float else -746.0    # half of the smallest subnormal number
     args.blocks = (args.m + args.block - 1) // args.block
     args.parts = max(1, min(<Py_ssize_t>MAX_PARTS, args.blocks))
+    args.nested = args.backward and args.m > MAX_PARTS * SUM_ROWS
     args.size = args.Kp * (args.columns + args.block) + args.K * args.block + 6 * BLOCK
+    if args.nested:
+        args.size += args.Kp * args.columns
     if args.gathered or args.transposed:
         args.size += args.block * max(args.d, args.columns if args.padded else 0)
     n_sums = round_up(args.parts * args.Kp, 8) if args.backward else 0
@@ -574,7 +505,7 @@ cdef bint _batch(
     int n_threads,
 ) except -1:
     """Run a step for logits Z; return whether all inputs are finite."""
-    cdef KernelArguments args = _batch_arguments(step, Z.shape[0], Z.shape[1])
+    cdef KernelArguments args = batch_arguments(step, Z.shape[0], Z.shape[1])
     args.logits, args.P = matrix_pointer[floating](Z), matrix_pointer[floating](U)
     args.each, args.out = vector_pointer[floating](each), matrix_pointer[floating](out)
     args.strict = True
@@ -604,17 +535,18 @@ def softmax_vjp(const floating[:, ::1] Z, const floating[:, ::1] U, floating[:, 
 def cross_entropy(
     const floating[:, ::1] Z, const Py_ssize_t[::1] codes, const floating[:, ::1] targets,
     const floating[::1] sample_weight, double label_smoothing, floating[::1] losses, floating[:, ::1] residual,
-    int n_threads=1, double scale=1,
+    int n_threads=1, double scale=1, double target_tolerance=0,
 ):
     """losses (n,) OUT or None = scale * s CE(y, p); residual (n, K) OUT or None = scale * s (P - Y).
 
-    Return the sum of the losses, made in float64; NaN if a logit is not finite.
+    Return the sum of the losses, made in float64; NaN if a logit is not finite. With a target_tolerance, NaN too if
+    a target is negative or not finite, or the targets of a row do not sum to one up to that tolerance.
     """
-    cdef KernelArguments args = _batch_arguments(LOSS, Z.shape[0], Z.shape[1])
-    _set_targets(&args, codes, targets, sample_weight, label_smoothing, scale, False)
+    cdef KernelArguments args = batch_arguments(LOSS, Z.shape[0], Z.shape[1])
+    set_targets(&args, codes, targets, sample_weight, label_smoothing, scale, False)
     args.logits, args.out = matrix_pointer[floating](Z), matrix_pointer[floating](residual)
     args.each = vector_pointer[floating](losses)
-    args.strict = True
+    args.strict, args.target_tolerance = True, target_tolerance
     return _run[floating](&args, None, None, n_threads)
 
 
@@ -625,7 +557,7 @@ def dense_logits(
     int n_threads=1,
 ):
     """out (m, K) OUT = X[rows] W^T + b."""
-    cdef KernelArguments args = _dense_arguments(NOTHING, X, rows, W.shape[1], W.shape[0])
+    cdef KernelArguments args = dense_arguments(NOTHING, X, rows, W.shape[1], W.shape[0])
     args.out = matrix_pointer[floating](out)
     _run[floating](&args, W, None, n_threads)
 
@@ -635,7 +567,7 @@ def dense_gradient(
     int n_threads=1,
 ):
     """out (K, p) OUT = G^T [X[rows] 1], the X^T accumulation; G (m, K)."""
-    cdef KernelArguments args = _dense_arguments(NOTHING, X, rows, out.shape[1], G.shape[1])
+    cdef KernelArguments args = dense_arguments(NOTHING, X, rows, out.shape[1], G.shape[1])
     args.logits = matrix_pointer[floating](G)
     _run[floating](&args, None, out, n_threads)
 
@@ -646,8 +578,8 @@ def dense_loss_gradient(
     floating[:, ::1] P, floating[:, ::1] grad, int n_threads=1,
 ):
     """Return scale * sum_i s_i CE_i + l2/2 ||W||^2; grad (K, p) OUT its derivative; P (m, K) OUT or None."""
-    cdef KernelArguments args = _dense_arguments(LOSS, X, rows, W.shape[1], W.shape[0])
-    _set_targets(&args, codes, targets, sample_weight, label_smoothing, scale, True)
+    cdef KernelArguments args = dense_arguments(LOSS, X, rows, W.shape[1], W.shape[0])
+    set_targets(&args, codes, targets, sample_weight, label_smoothing, scale, True)
     args.P, args.l2 = matrix_pointer[floating](P), l2
     return _run[floating](&args, W, grad, n_threads)
 
@@ -658,7 +590,7 @@ def dense_hessian_product(
     int n_threads=1,
 ):
     """out (K, p) OUT = the Gauss-Newton (here: exact) Hessian of `dense_loss_gradient` at probabilities P, times V."""
-    cdef KernelArguments args = _dense_arguments(CURVE, X, rows, V.shape[1], V.shape[0])
+    cdef KernelArguments args = dense_arguments(CURVE, X, rows, V.shape[1], V.shape[0])
     args.P, args.sample_weight = matrix_pointer[floating](P), vector_pointer[floating](sample_weight)
     args.scale, args.l2 = scale, l2
     _run[floating](&args, V, out, n_threads)
@@ -689,6 +621,12 @@ def input_gradient(const floating[:, ::1] G, const floating[:, ::1] W, floating[
 cdef inline double _csr_work(const CSRRows* X, Py_ssize_t K) noexcept nogil:
     """Return the multiply-adds of a product with K numbers for each row, from the mean number of nonzeros."""
     return <double>X.stored * X.m / max(<Py_ssize_t>1, X.n) * K
+
+
+cdef inline Py_ssize_t _csr_sum_rows(const CSRRows* X) noexcept nogil:
+    """Return how many rows are summed apart: those that have 16 nonzeros for each feature, at least SUM_ROWS."""
+    cdef double wanted = 16.0 * X.n_features * X.n / max(<Py_ssize_t>1, X.stored)
+    return max(<Py_ssize_t>SUM_ROWS, <Py_ssize_t>min(wanted, <double>X.m))
 
 
 cdef void _csr_logits(
@@ -749,20 +687,30 @@ cdef double _start_gradient(
     return 0.5 * l2 * total
 
 
-cdef void _csr_accumulate(
+cdef int _csr_accumulate(
     const CSRRows* X, const index_t* indices, const floating[:, ::1] G, floating[:, ::1] out, int n_threads
-) noexcept:
-    """out (p, K) += [X[rows] 1]^T G."""
-    cdef Py_ssize_t K = out.shape[1], d = X.n_features, share, shares
+) except -1:
+    """out (p, K) += [X[rows] 1]^T G.
+
+    Sums of many rows are sums of sums over SUM_ROWS rows, or over more, so that adding them up costs little.
+    """
+    cdef Py_ssize_t K = out.shape[1], d = X.n_features, share, shares, group = _csr_sum_rows(X)
+    cdef floating* recent = NULL
     cdef const floating* g = matrix_pointer[floating](G)
     cdef floating* o = matrix_pointer[floating](out)
-    cdef Team team = _team(n_threads, _csr_work(X, K), MAX_PARTS)
+    cdef Team team
+    if group < X.m and d * K > 0:
+        recent = <floating*>malloc(d * K * sizeof(floating))
+        if recent == NULL:
+            raise MemoryError(f"{d * K * sizeof(floating)} bytes of scratch memory")
+    team = _team(n_threads, _csr_work(X, K), MAX_PARTS)
     shares = team.size
     for share in prange(shares, nogil=True, num_threads=team.size, schedule="static"):
         _part_begins(&team, share)
-        csr_backward(X, indices, g, K, share * d // shares, (share + 1) * d // shares, o)
+        csr_accumulate(X, indices, group, g, K, share * d // shares, (share + 1) * d // shares, recent, o)
         _part_ends(&team, share)
     _end_region(&team, shares)
+    free(recent)
     if out.shape[0] > d:
         add_column_sums(g, X.m, K, o + d * K)
 
@@ -787,9 +735,9 @@ def csr_loss_gradient(
     """As `dense_loss_gradient`, grad (p, K) OUT; residual (m, K) OUT = scale * s (P - Y), which the kernel needs."""
     cdef CSRRows X = csr_rows(data, indptr, rows, n_features)
     cdef const index_t* j = vector_pointer[index_t](indices)
-    cdef KernelArguments args = _batch_arguments(LOSS, X.m, Wt.shape[1])
+    cdef KernelArguments args = batch_arguments(LOSS, X.m, Wt.shape[1])
     cdef double loss
-    _set_targets(&args, codes, targets, sample_weight, label_smoothing, scale, True)
+    set_targets(&args, codes, targets, sample_weight, label_smoothing, scale, True)
     args.rows, args.P = vector_pointer[Py_ssize_t](rows), matrix_pointer[floating](P)
     args.logits = args.out = matrix_pointer[floating](residual)
     _csr_logits(&X, j, Wt, residual, n_threads)
@@ -807,7 +755,7 @@ def csr_hessian_product(
     """As `dense_hessian_product`, out (p, K) OUT; curved (m, K) OUT = scale * s (P*R - P sum(P*R)), R = X V^T."""
     cdef CSRRows X = csr_rows(data, indptr, rows, n_features)
     cdef const index_t* j = vector_pointer[index_t](indices)
-    cdef KernelArguments args = _batch_arguments(CURVE, X.m, Vt.shape[1])
+    cdef KernelArguments args = batch_arguments(CURVE, X.m, Vt.shape[1])
     args.rows, args.P = vector_pointer[Py_ssize_t](rows), matrix_pointer[floating](P)
     args.sample_weight, args.scale = vector_pointer[floating](sample_weight), scale
     args.logits = args.out = matrix_pointer[floating](curved)

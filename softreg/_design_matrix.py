@@ -15,6 +15,7 @@ from sklearn.utils.extmath import row_norms
 from softreg import _core, _dual_ascent
 
 BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
+PARTS, SUM_ROWS = 16, 4096  # the kernels sum rows in parts, and SUM_ROWS rows of a part apart
 
 
 def design_matrix(X, *, fit_intercept=True, n_threads=1):
@@ -45,6 +46,8 @@ class _Design:
         True if a sample of the rows has nonzeros of every feature. Most features of sparse rows are rare.
     has_dual_epoch : bool
         True if the method `dual_epoch` exists.
+    longest_sum : int
+        The most numbers that the kernels add one after the other in a sum over the rows.
     """
 
     def __init__(self, X, fit_intercept, n_threads, rows=None):
@@ -59,7 +62,7 @@ class _Design:
         """Return the numbers in X of the rows at `positions` (an index array or a slice) of the selection."""
         if self.rows is not None:
             return self.rows[positions]
-        return np.arange(self.n_rows)[positions] if isinstance(positions, slice) else positions
+        return np.arange(*positions.indices(self.n_rows)) if isinstance(positions, slice) else positions
 
     def select(self, positions):
         """Return the design over the rows at `positions`; nothing of X is copied."""
@@ -116,6 +119,11 @@ class DenseDesign(_Design):
     order = "C"
     can_center = can_sample_rows = True
     has_dual_epoch = False
+
+    @property
+    def longest_sum(self):
+        of_part = max(self.n_rows // PARTS, 256)  # whole blocks, 256 rows at most
+        return min(of_part, SUM_ROWS) + of_part // SUM_ROWS + PARTS
 
     def logits(self, W):
         """Return X W^T + b, (n, K)."""
@@ -187,6 +195,11 @@ class CSRDesign(_Design):
     order = "F"
     can_center = can_sample_rows = False
     has_dual_epoch = True
+
+    @property
+    def longest_sum(self):
+        group = max(SUM_ROWS, 16 * self.n_features * self.X.shape[0] // max(self.X.nnz, 1))
+        return min(self.n_rows, group) + self.n_rows // group
 
     @property
     def _arrays(self):

@@ -1,38 +1,55 @@
 """Proven lower bounds on min F, by duality.
 
-Take any distributions Q_i, one a row, whose class totals equal those of Y (an unpenalised intercept demands that), and
-G(Q) = (1/S) sum_i s_i (Q_i - Y_i) [x_i 1]^T, which is the gradient of the mean loss if Q are the probabilities. Then
+With the gradient part G(Q) = (1/S) sum_i s_i (Q_i - Y_i) [x_i 1]^T of any distributions Q whose class totals equal
+those of Y (only then is an unpenalised intercept optimal),
 
     min F >= D(Q) = (1/S) sum_i s_i H(Q_i) - 1/(2 l2) sum max(|G(Q)| - l1, 0)^2,     intercepts left out.
 
-H is the entropy. At the optimum Q = P attains the minimum. Without a penalty there is no bound.
+H is the entropy. At the optimum Q = P attains the minimum. There is no bound without a penalty.
 """
 
 import numpy as np
 
+from softreg import _rounding
 from softreg._objective import squared_norm
-from softreg._rounding import rounding_allowance
 
 
 def lower_bound(linearization):
     """Return a proven lower bound on min F, from the probabilities and the gradient at a point; -inf without a penalty.
 
-    At the optimum of a smooth objective the bound is min F itself. F(W) does not enter: if F(W) is large, a difference
-    of such numbers is mostly rounding. G is the gradient minus that of the penalty. The rounding of this difference is
-    added to |G|, which lowers the bound.
+    At the optimum of a smooth objective the bound is min F itself. The gradient of the penalty has to be taken off,
+    and its rounding is added to what remains, which lowers the bound. The bound is made from the entropy of the
+    probabilities, and from the entropy that the loss and the gradient tell; see `_rounding` for why. The better one
+    counts. The second one is far too low where the loss is so large that rounding eats the difference.
     """
-    objective, W = linearization.objective, linearization.W
+    objective, W, loss = linearization.objective, linearization.W, linearization.value
     if not objective.l2 and not objective.l1:
         return -np.inf
     entropy, G = dual_point(linearization)
-    rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(objective.coef(W).astype(np.float64))
+    W = W.astype(np.float64)
+    coef = objective.coef(W)
+    with np.errstate(over="ignore", invalid="ignore"):
+        of_loss = loss - 0.5 * objective.l2 * squared_norm(coef) - np.sum(G * W)
+    rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(coef)
     objective.coef(G)[...] += np.copysign(rounding, objective.coef(G))
-    bound = dual_bound(objective, entropy, G)
-    return max(bound - rounding_allowance(objective, W, linearization.value, linearization.gradient), 0.0)  # F >= 0
+    step = penalty_derivative(objective, G)
+    by_entropy = dual_bound(objective, entropy, G.copy()) - _rounding.of_entropy(objective)
+    by_entropy -= _rounding.of_sums(objective, loss, step)
+    if not np.isfinite(of_loss):
+        return max(by_entropy, 0.0)  # F >= 0
+    by_loss = dual_bound(objective, of_loss, G) - _rounding.of_loss(objective, W, loss)
+    return max(by_entropy, by_loss - _rounding.of_sums(objective, loss, coef + step), 0.0)
+
+
+def penalty_derivative(objective, G):
+    """Return the derivative of 1/(2 l2) sum max(|G| - l1, 0)^2 in G: -W at the optimum; zeros without l2."""
+    G = objective.coef(G)
+    excess = np.maximum(np.abs(G) - objective.l1, 0) / objective.l2 if objective.l2 else 0.0
+    return np.copysign(excess, G)
 
 
 def dual_point(linearization):
-    """Return the mean entropy of the probabilities P, and G(P) in float64: the arguments of `dual_bound`."""
+    """Return what `dual_bound` takes at Q = P: the mean entropy of the probabilities, and G of them, float64."""
     objective, G = linearization.objective, np.array(linearization.gradient, np.float64)
     objective.coef(G)[...] -= objective.l2 * objective.coef(linearization.W).astype(np.float64)
     return linearization.entropy(), G
@@ -41,14 +58,13 @@ def dual_point(linearization):
 def dual_bound(objective, entropy, G):
     """Return a proven lower bound on min F, from the mean entropy of distributions Q, and G(Q), which is overwritten.
 
-    Q meets the condition on the class totals y only if the intercept's column g of G is zero. So the bound is that of
-    other distributions, u ((1 - t) Q + t r) + (1 - u) Y, in two steps. First, a share t of the constant distribution
-    r = y - g (1-t)/t makes the totals right; t is the smallest share with r >= 0. Second, u <= 1 scales G down: to the
-    best bound if l2 > 0, and until no entry is above l1 if l2 = 0. H is concave, so the entropy of these distributions
-    is at least u ((1 - t) H(Q) + t H(r)).
+    Q meets the condition on the class totals only where the intercept's column g of G is zero. So the bound is that
+    of other distributions, u ((1 - t) Q + t r) + (1 - u) Y. A share t of the constant distribution r = y - g (1-t)/t,
+    the smallest that keeps r >= 0, repairs the totals y. And u <= 1 scales G down to what is best (l2 > 0) or allowed
+    (l2 = 0). H is concave, so they have at least the entropy u ((1 - t) H(Q) + t H(r)).
     """
     if objective.fit_intercept:
-        g = G[:, -1] - G[:, -1].mean()  # the column sums to zero but for rounding
+        g = G[:, -1] - G[:, -1].mean()  # they sum to zero but for rounding
         M = objective.class_moments()
         totals = M[:, -1]
         with np.errstate(divide="ignore", invalid="ignore"):

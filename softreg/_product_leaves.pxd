@@ -253,15 +253,18 @@ cdef inline Py_ssize_t csr_lower_bound(
 
 
 cdef inline sr_void csr_backward(
-    const CSRRows* X, const index_t* indices, const floating* G, Py_ssize_t K, Py_ssize_t first, Py_ssize_t last,
-    floating* out,
+    const CSRRows* X, const index_t* indices, Py_ssize_t start, Py_ssize_t stop, const floating* G, Py_ssize_t K,
+    Py_ssize_t first, Py_ssize_t last, floating* out,
 ) noexcept nogil:
-    """out (p, K) += X^T G for the features first .. last alone: threads share features, so each sum has one order."""
+    """out (p, K) += X^T G over rows start .. stop, for the features first .. last alone.
+
+    Threads share the features, so each sum has one order.
+    """
     cdef const floating* data = <const floating*>X.data
     cdef const index_t* indptr = <const index_t*>X.indptr
     cdef const Py_ssize_t* rows = X.rows
     cdef Py_ssize_t i, r, low, high, n_features = X.n_features
-    for i in range(X.m):
+    for i in range(start, stop):
         r = rows[i] if rows != NULL else i
         low = indptr[r]
         high = indptr[r + 1]
@@ -273,6 +276,22 @@ cdef inline sr_void csr_backward(
             csr_row(data + low, indices + low, high - low, out, K, True, <vfloat*>(G + i * K))
         else:
             csr_row(data + low, indices + low, high - low, out, K, True, <vdouble*>(G + i * K))
+
+
+cdef inline void csr_accumulate(
+    const CSRRows* X, const index_t* indices, Py_ssize_t group, const floating* G, Py_ssize_t K, Py_ssize_t first,
+    Py_ssize_t last, floating* recent, floating* out,
+) noexcept nogil:
+    """The same over all rows, `group` of them at a time where there is scratch for their sums, recent (p, K)."""
+    cdef Py_ssize_t start = 0, n = (last - first) * K
+    if recent == NULL:
+        csr_backward(X, indices, 0, X.m, G, K, first, last, out)
+        return
+    while start < X.m:
+        memset(recent + first * K, 0, n * sizeof(floating))
+        csr_backward(X, indices, start, min(X.m, start + group), G, K, first, last, recent)
+        add_vector(out + first * K, recent + first * K, n)
+        start += group
 
 
 cdef inline sr_void add_column_sums(const floating* G, Py_ssize_t m, Py_ssize_t K, floating* out) noexcept nogil:

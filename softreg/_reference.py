@@ -58,10 +58,13 @@ def softmax_vjp(Z, U, out, n_threads=1):
     return finite
 
 
-def cross_entropy(Z, codes, targets, sample_weight, label_smoothing, losses, residual, n_threads=1, scale=1.0):
+def cross_entropy(
+    Z, codes, targets, sample_weight, label_smoothing, losses, residual, n_threads=1, scale=1.0, target_tolerance=0.0
+):
     """losses (n,) OUT or None = scale * s CE(y, p); residual (n, K) OUT or None = scale * s (P - Y).
 
-    Return the sum of the losses, made in float64; NaN if a logit is not finite.
+    Return the sum of the losses, made in float64; NaN if a logit is not finite. With a target_tolerance, NaN too if
+    a target is negative or not finite, or the targets of a row do not sum to one up to that tolerance.
     """
     n, K = Z.shape
     Y = _smoothed(codes, targets, label_smoothing, K, Z.dtype, slice(None))
@@ -75,11 +78,16 @@ def cross_entropy(Z, codes, targets, sample_weight, label_smoothing, losses, res
         P = np.empty_like(Z)
         softmax(Z, P)
         np.multiply(s[:, None], P - Y, out=residual)
-    return loss_of_row.sum(dtype=np.float64) if _finite(Z) else np.nan
+    usable = _finite(Z) and (not target_tolerance or targets is None or _are_distributions(targets, target_tolerance))
+    return loss_of_row.sum(dtype=np.float64) if usable else np.nan
 
 
 def _finite(*arrays):
     return all(bool(np.isfinite(a).all()) for a in arrays)
+
+
+def _are_distributions(Y, tolerance):
+    return bool((Y >= 0).all() and (np.abs(Y.sum(axis=1) - 1) <= tolerance).all())
 
 
 def _smoothed(codes, targets, label_smoothing, K, dtype, rows):

@@ -1,47 +1,64 @@
-"""The allowance for rounding: a bound on the distance of a computed lower bound on min F above the true one."""
+"""How far rounding may carry a computed lower bound on min F above the true one.
+
+A bound is made from the mean entropy H of the probabilities P = softmax(Z') at the computed logits Z' of W, and from
+the gradient G of the mean loss. Any probabilities make a true bound. So the rounding of logits counts only where H and
+G belong to different ones. H is known in two ways, which are the same number in exact arithmetic:
+
+    H = -mean_i sum_k p_ik log p_ik,        H = L - <G, W>,     L the mean loss.
+
+The error E of the sums in G moves a bound H - ||G||^2 / (2 l2) by -<E, G> / l2 in the first case. Near the optimum,
+where G = -l2 W, that is <E, W>. In the second case it moves the bound by -<E, W + G / l2> = -<E, dF/dW> / l2, next to
+nothing near the optimum. There H has the rounding of Z' and of L in place of that, and where L is large, all digits of
+H may be lost. Each way has its own allowance here, so `_duality` takes the better of the two bounds.
+
+Below, u is the unit roundoff of the dtype, |p - y|_1 is at most 2 min(loss, 1) on average, and so is
+sum_k (p_k - y_k)^2. Sums of independent rounding errors are taken as `DEVIATIONS` standard deviations: a sum of n
+numbers, one after the other, has an error of sqrt(n) u times the sum of their magnitudes (Higham and Mary 2019).
+Where errors are not independent (sums of more than some 1 / u numbers, 1.7e7 for float32), they may be larger.
+"""
 
 import numpy as np
 
-PARTS = 16  # parts of the rows, each with sums of its own: MAX_PARTS of `_core.pyx`
-LANES = 16  # running sums of a dot product of float32
-DEVIATIONS = 10.0  # standard deviations of a sum of rounding errors: 1e-23 is the chance of a larger one
+DEVIATIONS = 10.0  # 1e-23 is the chance of a larger error
 
 
-def rounding_allowance(objective, W, loss, gradient):
-    """Return the most by which a computed `lower_bound` at W may exceed min F.
+def of_entropy(objective):
+    """Return the rounding of the mean entropy of the probabilities.
 
-    The bound is D = H - ||G||^2 / (2 l2) (+ terms of the penalty, computed in float64), with H the mean entropy of the
-    probabilities and G the gradient of the mean loss. Any probabilities give a true bound, so the rounding of logits
-    counts only as far as H and G are made of different probabilities. With u the unit roundoff of the dtype, two errors
-    do not cancel:
-
-    1. Probabilities are right to a few u, and the entropy of a row to 6 u + 2 u (log K + loss). This error does not
-       shrink with n: probabilities that are nearly one are all rounded the same way.
-    2. Gradients are summed in the dtype, row after row, in 16 parts. The error E_kj of n / 16 additions that are
-       rounded independently has a deviation of sqrt(n / 16 + 16) u times the magnitudes, which are at most
-       rms(x_j) rms(p_k - y_k) (Higham and Mary 2019), and sum_k (p_k - y_k)^2 <= 2 min(loss, 1) on average. Intercepts
-       are summed in float64. Near the optimum E cancels: D moves by <E, W + G / l2> = <E, dF/dW> / l2, and E^2 only
-       lowers D. For l2 = 0 the bound is H l1 / max |G|, which moves by the largest E_kj times loss / l1.
-
-    Rounding errors that are not independent (n of the order of 1 / u rows in a part, 2.7e8 rows in all for float32)
-    would need more.
-
-    Parameters
-    ----------
-    objective : Objective
-    W, gradient : arrays of shape (K, p), and the gradient of F without l1 there
-    loss : float, F(W)
-
-    Returns
-    -------
-    allowance : float, not negative
+    A probability is right to 8 u (4 ulp), its logarithm to 2 u; sums over K classes are rounded K times. The mean over
+    the rows is made in float64, but does not help: probabilities that are nearly one are all rounded the same way.
     """
-    unit, sizes = float(np.finfo(objective.dtype).eps) / 2, objective.column_sizes()
-    of_entropy = unit * (6 + 2 * (np.log(objective.n_classes) + loss))
-    slope = np.asarray(objective.coef(gradient), np.float64)
-    if objective.l2:
-        moved = np.linalg.norm(slope * sizes) / objective.l2
-    else:
-        moved = np.max(sizes, initial=0.0) * loss / objective.l1
-    deviation = np.sqrt(objective.n_rows / PARTS + PARTS) * unit * np.sqrt(2 * min(loss, 1.0))
-    return float(of_entropy + DEVIATIONS * deviation * moved)
+    K = objective.n_classes
+    return _unit(objective) * (8 + (10 + np.sqrt(K)) * np.log(K))
+
+
+def of_loss(objective, W, loss):
+    """Return the rounding of L - <G, W> at W (K, p), F(W) = loss, without that of the sums in G.
+
+    The loss of a row is made of two numbers of the dtype: the log of a sum, in [0, log K] and right to 6 u, and the
+    logits of its targets, at least -loss. The logits differ from X W^T by the rounding of sums over the features of
+    sum_j |w_j x_j|, whose size is taken from the root mean squares of the features. That error meets p - y.
+    """
+    coef, d = np.abs(np.asarray(objective.coef(W), np.float64)), objective.n_features
+    of_logits = (min(d, DEVIATIONS * np.sqrt(d)) + 2) * np.max(coef @ objective.column_sizes(), initial=0.0)
+    of_losses = 6 + 4 * np.log(objective.n_classes) + 2 * loss
+    return _unit(objective) * (of_losses + of_logits * 2 * min(loss, 1.0))
+
+
+def of_sums(objective, loss, along):
+    """Return how far the rounding of the sums in G may move a bound whose derivative in G is `along` (K, d).
+
+    Sums over the rows are sums of numbers whose mean magnitude is at most rms(x_j) rms(p_k - y_k). Intercepts are
+    summed in float64. Beside that, each p - y is right to 4 u, maybe for all rows in the same direction. Without l2 the
+    bound is H l1 / max |G|, which moves by the error of the largest entry of G times loss / l1, too.
+    """
+    sizes = objective.column_sizes()
+    of_sum = DEVIATIONS * np.sqrt(objective.design.longest_sum * 2 * min(loss, 1.0))
+    moved = of_sum * np.linalg.norm(along * sizes) + 4 * (np.linalg.norm(along, axis=0) @ sizes)
+    if not objective.l2:
+        moved += (of_sum + 4) * np.max(sizes, initial=0.0) * loss / objective.l1
+    return _unit(objective) * float(moved)
+
+
+def _unit(objective):
+    return float(np.finfo(objective.dtype).eps) / 2

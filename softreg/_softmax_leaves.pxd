@@ -6,7 +6,7 @@ of which are used, one for each row of the batch. `top`, `total`, `fit`, `factor
 each of these rows. The `wide_` functions take logits row-major, (count, K), where K is large enough to fill vectors.
 """
 
-from libc.string cimport memset
+from libc.math cimport NAN
 
 from softreg._simd cimport floating, sr_columns, sr_exp, sr_inline_void, sr_log, sr_rows, sr_void
 from softreg._simd cimport subtract_clipped, sum_lanes
@@ -176,6 +176,28 @@ cdef inline sr_void block_log_softmax(
     for k in range(K):
         for i in range(BLOCK):
             T[k * ld + i] = subtract_clipped(subtract_clipped(T[k * ld + i], top[i]), log_total[i])
+
+
+cdef inline sr_void check_targets(
+    const floating* Y, Py_ssize_t ld, Py_ssize_t K, Py_ssize_t count, const floating* total, floating tolerance,
+    double* check
+) noexcept nogil:
+    """check (1,) = NaN unless the first `count` columns of Y are distributions, with sums `total`.
+
+    Numbers that are not finite make the sum not finite.
+    """
+    cdef Py_ssize_t i, k
+    cdef floating y
+    cdef floating[BLOCK] least          # local, as above
+    for i in range(BLOCK):
+        least[i] = Y[i]
+    for k in range(1, K):
+        for i in range(BLOCK):
+            y = Y[k * ld + i]
+            least[i] = y if y < least[i] else least[i]
+    for i in range(count):
+        if not (least[i] >= 0 and total[i] - 1 <= tolerance and 1 - total[i] <= tolerance):
+            check[0] = NAN
 
 
 cdef inline sr_void add_target_logits(

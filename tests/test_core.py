@@ -77,6 +77,7 @@ def problem(
         "codes": None if soft else rng.integers(K, size=n, dtype=np.intp),
         "targets": targets if soft else None,
         "sample_weight": weights if weighted else None, "label_smoothing": smoothing, "scale": 1 / 7, "l2": 0.3,
+        "target_tolerance": 1e-3,
     }  # fmt: skip
 
 
@@ -274,6 +275,34 @@ def test_batches_tell_of_numbers_that_are_not_finite(name, K, dtype):
                         told = call(module, name, {**given, argument: bad}, outputs(name, given, dtype))
                     finite = told if name != "cross_entropy" else not np.isnan(told)
                     assert finite == np.isfinite(value)
+
+
+@pytest.mark.parametrize("K", [2, 3, 10, 64, 100])
+@both_dtypes
+def test_cross_entropy_tells_of_targets_that_are_no_distributions(K, dtype):
+    """Wherever they stand, also in rows without weight; without a tolerance nothing is checked."""
+    given = problem(130, 1, K, dtype, soft=True)
+
+    def told(module, targets, tolerance):
+        bad = {**given, "targets": targets, "target_tolerance": tolerance}
+        with np.errstate(invalid="ignore"):
+            return np.isnan(call(module, "cross_entropy", bad, outputs("cross_entropy", given, dtype)))
+
+    for i, k in ((0, 0), (63, K - 1), (64, K // 2), (129, K - 1)):
+        for bad in ("sum", "sign", np.nan, np.inf, -np.inf):
+            targets = given["targets"].copy()
+            if bad == "sum":
+                targets[i] *= dtype(1.02)
+            elif bad == "sign":  # the sum stays
+                targets[i, k - 1] += targets[i, k] + dtype(0.01)
+                targets[i, k] = -0.01
+            else:
+                targets[i, k] = bad
+            for module in (_core, _reference):
+                assert told(module, targets, 0.01)
+                assert isinstance(bad, float) or not told(module, targets, 0)
+    for module in (_core, _reference):  # good ones sum to one up to the rounding of K numbers and of their sum
+        assert not told(module, given["targets"], K * np.finfo(dtype).eps)
 
 
 def test_every_kernel_is_tested():

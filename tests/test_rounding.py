@@ -1,18 +1,17 @@
-"""The allowance for rounding: what is proven stays below the true minimum, also where all sums are float32."""
+"""What is proven stays below the true minimum, also where all sums are float32 and long."""
 
 import numpy as np
 import pytest
 from scipy import sparse
 
-from softreg import _core
-from softreg._duality import lower_bound
+from softreg import _core, _rounding
+from softreg._duality import dual_bound, dual_point, lower_bound, penalty_derivative
 from softreg._objective import Objective
-from softreg._rounding import rounding_allowance
 
 
-def solved(X, codes, K, l2):
-    """W close to the optimum in float64, by plain Newton steps on the dense Hessian, min F and a bound from below."""
-    objective = Objective(X.astype(np.float64), codes, None, None, K, l2=l2)
+def minimum(X, codes, weight, K, l2):
+    """Return W close to the optimum in float64, by Newton steps on the dense Hessian, and min F from both sides."""
+    objective = Objective(X.astype(np.float64), codes, None, weight, K, l2=l2)
     W = objective.zeros()
     for _ in range(12):
         at = objective.linearize(W)
@@ -20,6 +19,26 @@ def solved(X, codes, K, l2):
         W = W - np.linalg.lstsq(H, at.gradient.ravel(), rcond=None)[0].reshape(W.shape)
     at = objective.linearize(W)
     return W, at.value, lower_bound(at)
+
+
+def check(objective, best, value, rng):
+    """Hold bounds at the optimum `best` and around it against the minimum."""
+    for far in (0, 1e-6, 1e-4, 1e-2, 1):
+        W = objective.empty()
+        W[...] = best * (1 + far * rng.normal(size=best.shape))
+        at = objective.linearize(W)
+        bound = lower_bound(at)
+        assert bound <= value
+        # each of the two bounds by itself
+        entropy, G = dual_point(at)
+        step, coef = penalty_derivative(objective, G), objective.coef(W).astype(np.float64)
+        allowed = _rounding.of_entropy(objective) + _rounding.of_sums(objective, at.value, step)
+        assert dual_bound(objective, entropy, G.copy()) - allowed <= value
+        entropy = at.value - 0.5 * objective.l2 * np.sum(coef**2) - np.sum(G * W)
+        allowed = _rounding.of_loss(objective, W, at.value) + _rounding.of_sums(objective, at.value, coef + step)
+        assert dual_bound(objective, entropy, G.copy()) - allowed <= value
+        if far == 0:  # of use: at most a thousandth of what there was to explain
+            assert value - bound <= 1e-3 * np.log(objective.n_classes)
 
 
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
@@ -31,16 +50,39 @@ def test_a_bound_of_float32_stays_below_the_minimum(form, scale, separable):
     X = (scale * rng.normal([0, 1, 5, -3], size=(n, 4))).astype(np.float32)
     noise = 0 if separable else scale
     codes = (X @ rng.normal(size=(4, K)) + noise * rng.gumbel(size=(n, K))).argmax(axis=1)
-    best, minimum, below = solved(X, codes, K, l2)
-    assert minimum - below <= 1e-11 * minimum  # the truth is known to far more digits than float32 has
-    objective = Objective(form(X), codes, None, None, K, l2=l2)
-    for far in (0, 1e-6, 1e-4, 1e-2, 1):
-        W = objective.empty()
-        W[...] = best * (1 + far * rng.normal(size=best.shape))
-        at = objective.linearize(W)
-        assert lower_bound(at) <= minimum
-        if far == 0:  # of use: at most a thousandth of what there was to explain
-            assert rounding_allowance(objective, W, at.value, at.gradient) <= 1e-3 * np.log(K)
+    best, value, below = minimum(X, codes, None, K, l2)
+    assert value - below <= 1e-11 * value  # the truth is known to far more digits than float32 has
+    check(Objective(form(X), codes, None, None, K, l2=l2), best, value, rng)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+def test_a_bound_of_float32_over_millions_of_rows(form):
+    """Forty different rows, each of them many times and one after the other: in a running sum each is rounded alike.
+
+    The minimum is that over the different rows, with weights.
+    """
+    rng, n, K, l2 = np.random.default_rng(0), 3_000_000, 3, 1e-3
+    distinct = rng.normal([1, 5], size=(40, 2)).astype(np.float32)
+    codes = rng.integers(K, size=40)
+    counts = np.full(40, n // 40)
+    best, value, below = minimum(distinct, codes, counts.astype(np.float64), K, l2)
+    assert value - below <= 1e-11 * value  # as above
+    X, codes = form(np.repeat(distinct, counts, axis=0)), np.repeat(codes, counts)
+    check(Objective(X, codes, None, None, K, l2=l2), best, value, rng)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+def test_long_sums_of_float32(form):
+    """A million times 0.1: one after the other, with a running sum in float32, they make 100958."""
+    n = 1_000_000
+    X, G = form(np.full((n, 1), 0.1, np.float32)), np.ones((n, 1), np.float32)
+    out = np.empty((1, 1), np.float32)
+    if sparse.issparse(X):
+        _core.csr_gradient(X.data, X.indices, X.indptr, None, G, 1, out)
+    else:
+        _core.dense_gradient(X, None, G, out)
+    # sums of at most 4096 numbers, then of 244: each addition is wrong by half an eps at most, of the sum so far
+    assert abs(float(out[0, 0]) - n * float(np.float32(0.1))) <= 0.5 * (4096 + 244) * np.finfo(np.float32).eps * 1e5
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -15,10 +15,10 @@ each epoch the base moves.
 import numpy as np
 from scipy.special import entr
 
-from softreg._duality import dual_bound, dual_point
+from softreg import _rounding
+from softreg._duality import dual_bound, dual_point, penalty_derivative
 from softreg._objective import squared_norm
 from softreg._preconditioners import EXACT_SIZE
-from softreg._rounding import rounding_allowance
 from softreg._solvers.result import Result
 
 # Square of the constant feature over the mean ||x||^2: 1 is slower, 0.01 meets the totals too late. It is at least
@@ -162,7 +162,7 @@ class _Dual:
             H = np.diag(share @ Q) - (Q * share[:, None]).T @ Q
             Q *= np.exp(np.clip(np.linalg.lstsq(H, off)[0], -1, 1)).astype(Q.dtype)
             Q /= Q.sum(axis=1, keepdims=True)
-        self.entropy = float(share @ entr(Q).sum(axis=1))
+        self.entropy = float(share @ entr(Q).sum(axis=1, dtype=np.float64))
         self.follow(objective.moments(Q - Y))
 
     def bound(self, loss):
@@ -170,6 +170,6 @@ class _Dual:
         G = np.empty(self.objective.shape)
         self.objective.coef(G)[...] = -self.objective.l2 * self.objective.coef(self.W)
         self.intercepts(G)[...] = -self.objective.l2 / self.constant * self.moved
-        # an error of G moves the bound along G / l2 = -W, as one of a gradient does along dF/dW / l2
-        allowance = rounding_allowance(self.objective, self.W, loss, self.objective.l2 * self.W)
+        allowance = _rounding.of_sums(self.objective, loss, penalty_derivative(self.objective, G))
+        allowance += _rounding.of_entropy(self.objective)
         return max(dual_bound(self.objective, self.entropy, G) - allowance, 0.0)  # F >= 0
