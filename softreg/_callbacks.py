@@ -108,9 +108,10 @@ class Monitor:
             self.stopped_on = "early_stopping"
 
     def _accuracy(self, P):
+        """Return the weighted share of held-out rows whose class, or most probable class, P (n, K) makes the largest."""
         codes = self.held_out.codes
         codes = self.held_out.targets.argmax(axis=1) if codes is None else codes
-        return float(np.mean(P.argmax(axis=1) == codes))
+        return float(np.average(P.argmax(axis=1) == codes, weights=self.held_out.sample_weight))
 
     def _line(self, entry):
         done = self.calls

@@ -16,6 +16,7 @@ from softreg import _core
 
 BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
 BLOCK_NUMBERS = 2**21  # numbers in such a copy at most: X may be larger than memory
+SMALLEST = np.nextafter(0.0, 1.0)
 
 
 def design_matrix(X, *, fit_intercept=True, n_threads=1):
@@ -144,11 +145,6 @@ class DenseDesign(_Design):
             out[-1] = C.sum(axis=0)
         return out
 
-    def column_mean_squares(self):
-        """Return the mean of x_ij^2 over the rows for each feature, (d,)."""
-        X = self.copy_rows(slice(None))
-        return np.einsum("ij,ij->j", X, X) / len(X)
-
     def scaled_rows(self, positions, scale):
         """Return a copy of the rows at `positions` with each column times its entry of scale (d,)."""
         X = np.array(self.copy_rows(positions))
@@ -156,13 +152,17 @@ class DenseDesign(_Design):
         return X
 
     def column_totals(self, weight):
-        """Return sum_i s_i x_ij^2 and sum_i s_i [x_ij != 0] of each column, (2, p) float64, for weights s (n,)."""
+        """Return sum_i s_i x_ij^2 and sum_i s_i [x_ij != 0] of each column, (2, p) float64, for weights s (n,).
+
+        Where squares of numbers other than zero vanish, their sum is the smallest number there is, not zero.
+        """
         totals = np.ones((2, self.n_columns))
         totals[:, : self.n_features] = 0
         for block in self.row_blocks(max(BLOCK_NUMBERS // self.n_features, 1)):
             X = self.copy_rows(block).astype(np.float64)
             totals[1, : self.n_features] += weight[block] @ (X != 0)
             totals[0, : self.n_features] += weight[block] @ np.multiply(X, X, out=X)
+        np.maximum(totals[0], SMALLEST, out=totals[0], where=totals[1] > 0)
         return totals
 
     def standardized_row_lengths(self, share):
@@ -178,7 +178,7 @@ class DenseDesign(_Design):
         for block in blocks:
             D = self.copy_rows(block) - mean
             squares += np.einsum("i,ij,ij->j", share[block], D, D)
-        unit = np.sqrt(1 / np.where(squares > 0, squares, np.inf)).astype(self.dtype)
+        unit = (1 / np.sqrt(np.where(squares > 0, squares, np.inf))).astype(self.dtype)
         length = np.zeros(self.n_rows)
         for block in blocks:
             D = (self.copy_rows(block) - mean) * unit
@@ -230,10 +230,6 @@ class CSRDesign(_Design):
             out[-1] = C.sum(axis=0)
         return out
 
-    def column_mean_squares(self):
-        X = self.copy_rows(slice(None))
-        return np.asarray(X.multiply(X).mean(axis=0)).ravel()
-
     def scaled_rows(self, positions, scale):
         X = self.copy_rows(positions)
         X.data *= scale[X.indices]
@@ -246,6 +242,7 @@ class CSRDesign(_Design):
             X = self.copy_rows(block).astype(np.float64)
             totals[1, : self.n_features] += weight[block] @ (X != 0)
             totals[0, : self.n_features] += weight[block] @ X.multiply(X)
+        np.maximum(totals[0], SMALLEST, out=totals[0], where=totals[1] > 0)
         return totals
 
     def standardized_row_lengths(self, share):

@@ -15,6 +15,9 @@ from softreg._validation import OVERFLOW
 CHUNK_ROWS = 1024  # rows held in float64 at a time: a whole sample of that would take more room than it is worth
 
 
+LEAST_DEVIATION = 1e-15  # in units of sqrt(l2), where deviation and penalty weigh the same
+
+
 class StandardizedSample:
     """Rows in standardised coordinates, and the way there and back for gradients and steps.
 
@@ -32,17 +35,32 @@ class StandardizedSample:
         else:
             score = objective.shares() * (0.5 + 0.5 * self.row_lengths)
             self._take(*systematic_sample(score, order, size), size)
-        weight = self.weight / self.weight.sum()
-        self.mean = np.zeros(objective.n_features)
-        if objective.fit_intercept:
-            self.mean = sum(weight[part] @ X for part, X in self._chunks())
-        self.deviation = np.sqrt(sum(weight[part] @ (X - self.mean) ** 2 for part, X in self._chunks()))
+        self.mean, self.deviation = self._mean_and_deviation()
         # a feature that is constant in the sample may not be so elsewhere: it keeps its size as its unit
         constant = self.deviation <= 1e-7 * np.abs(self.mean)
         self.deviation[constant] = np.abs(self.mean[constant])
         self.deviation[self.deviation == 0] = 1.0
+        # far below, only the penalty is left of the curvature, which would overflow in units of the deviation
+        self.deviation = np.maximum(self.deviation, LEAST_DEVIATION * np.sqrt(objective.l2))
         if not np.isfinite(self.deviation).all():
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
+
+    def _mean_and_deviation(self):
+        """Return the mean (zero without an intercept) and the deviation of each feature, float64, (d,) each.
+
+        Features are taken as shares of their largest number, so that squares neither overflow nor vanish.
+        """
+        d, weight = self.objective.n_features, self.weight / self.weight.sum()
+        largest, mean, square = np.zeros(d), np.zeros(d), np.zeros(d)
+        for _, X in self._chunks():
+            np.maximum(largest, np.maximum(X.max(axis=0), -X.min(axis=0)), out=largest)
+        largest[largest == 0] = 1.0
+        if self.objective.fit_intercept:
+            for part, X in self._chunks():
+                mean += weight[part] @ np.divide(X, largest, out=X)
+        for part, X in self._chunks():
+            square += weight[part] @ (np.divide(X, largest, out=X) - mean) ** 2
+        return mean * largest, np.sqrt(square) * largest
 
     def for_objective(self, objective):
         """Return the same sample for an objective that differs in its penalties alone; refresh it before use."""
@@ -58,7 +76,7 @@ class StandardizedSample:
     @property
     def penalty(self):
         """What l2 adds to the diagonal of the Hessian in standardised coordinates, (p,)."""
-        penalty = self.objective.l2 / self.deviation**2
+        penalty = (np.sqrt(self.objective.l2) / self.deviation) ** 2
         return np.append(penalty, 0.0) if self.objective.fit_intercept else penalty
 
     def _take(self, picked, importance, times=1):

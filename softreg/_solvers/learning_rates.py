@@ -62,7 +62,7 @@ def weights(objective):
 def column_sizes(totals):
     """Return the root mean square of the entries that are not zero: rare words are as large as common ones."""
     squares, counts = totals
-    return np.sqrt(squares / np.where(counts > 0, counts, 1))
+    return np.sqrt(squares) / np.sqrt(np.where(counts > 0, counts, 1))  # not zero where squares are subnormal
 
 
 def units(objective, sizes):
@@ -73,7 +73,7 @@ def units(objective, sizes):
     rates.
     """
     sizes = np.where(sizes > 0, sizes, 1)
-    return 1 / np.maximum(sizes**2 + 2 * objective.l2, np.finfo(float).tiny)
+    return 1 / (sizes**2 + 2 * objective.l2)
 
 
 def rates_of(objective, sizes, curvature):

@@ -22,21 +22,22 @@ class ModelSolution:
     products: int
     truncated: bool  # at the boundary, at the most products, or where rounding left no curvature too soon
 
-    def gap(self, M, value, eps, reached=None):
+    def gap(self, M, value, eps, reached=None, flattening=1.0):
         """Return an estimate of F - min F where the solve began, or where its step led; inf where there is none.
 
         The gap of the quadratic model is 1/2 g^T H^-1 g. An estimate takes a solve to its end, and at least
         `min_products(M)` products, as directions that matter late show late. It is doubled: the decrement is half of
         the gap where the loss falls off exponentially, as it does for nearly separable classes. Where a whole step
         led, `reached` is the norm of the gradient in that of M^-1. M^-1 over the smallest eigenvalue of M^-1 H stands
-        for H^-1, and three times that, as such a loss has only 1 / e of its curvature left.
+        for H^-1, and three times that, as such a loss has only 1 / e of its curvature left. Rows of very different
+        lengths leave much less: `flattening` is the smallest eigenvalue over the curvature that was found there.
         Where the loss is tiny, so are the curvatures p (1 - p), and 1 % of them is rounding: no estimate.
         """
         thorough = not self.truncated and (self.is_exact or self.products >= min_products(M))
         if not thorough or abs(value) < 100 * eps:
             return np.inf
-        before = 2 * self.decrement
-        return before if reached is None else min(before, 3 * reached**2 / self.smallest)
+        before = 2 * self.decrement * max(1.0, flattening / 3)
+        return before if reached is None else min(before, 3 * max(1.0, flattening) * reached**2 / self.smallest)
 
     def remaining(self, decrease, norm):
         """Return roughly what is left of F - min F after a step that brought `decrease`, to a gradient of that norm.
