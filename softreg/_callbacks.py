@@ -108,7 +108,7 @@ class Monitor:
             self.stopped_on = "early_stopping"
 
     def _accuracy(self, P):
-        """Return the weighted share of held-out rows whose class, or most probable class, P (n, K) makes the largest."""
+        """Return the weighted share of held-out rows whose class, or most probable one, is the largest of P (n, K)."""
         codes = self.held_out.codes
         codes = self.held_out.targets.argmax(axis=1) if codes is None else codes
         return float(np.average(P.argmax(axis=1) == codes, weights=self.held_out.sample_weight))

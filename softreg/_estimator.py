@@ -21,7 +21,12 @@ from softreg._solvers.streaming import Stream, learn_batch
 from softreg._solvers.update_rules import Momentum
 from softreg._threads import effective_n_threads, single_threaded_blas
 from softreg._validation import (
-    check_data, check_finite, check_row_weights, check_two_classes, finite_or_error, restore_on_error,
+    check_data,
+    check_finite,
+    check_row_weights,
+    check_two_classes,
+    finite_or_error,
+    restore_on_error,
 )  # fmt: skip
 
 SCHEDULES = {"auto", "constant", "linear", "cosine", "invscaling", "adaptive"}

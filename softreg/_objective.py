@@ -17,7 +17,7 @@ from softreg import _core
 from softreg._class_directions import class_gram, directional_curvature
 from softreg._design_matrix import design_matrix
 
-ENTROPY_NUMBERS = 2**16  # probabilities at a time: larger temporaries are slower, as each is memory that the system has to map
+ENTROPY_NUMBERS = 2**16  # probabilities at a time; temporaries much larger are mapped anew by the system, which is slow
 
 
 class Objective:

@@ -6,7 +6,6 @@ find.
 """
 
 import warnings
-from itertools import product
 
 import numpy as np
 import pytest
@@ -16,7 +15,10 @@ from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 
 from softreg import SoftmaxRegression, _preconditioners
+from softreg._duality import lower_bound
+from softreg._objective import Objective
 from softreg._solvers import dual_ascent
+from softreg._threads import single_threaded_blas
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 forms = pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
@@ -117,25 +119,27 @@ class Truth:
         return min(found)
 
 
-def fits_of(X, y, s, parameters):
-    """Return the fits of all solvers that can do the problem, dense and CSR."""
+def fits_of(X, y, s, parameters, seed):
+    """Return the fits of all solvers that can do the problem, dense and CSR in turn."""
     fits = []
-    for solver, form in product(SOLVERS, (np.asarray, sparse.csr_array)):
-        model = SoftmaxRegression(solver=solver, max_iter=MAX_ITER[solver], random_state=0, **parameters)
+    for i, solver in enumerate(SOLVERS):
+        form = sparse.csr_array if solver == "dual" or (i + seed) % 2 else np.asarray
+        model = SoftmaxRegression(solver=solver, max_iter=MAX_ITER[solver], random_state=0, n_jobs=1, **parameters)
         try:
             fits.append(model.fit(form(X), y, sample_weight=s))
         except ValueError as error:  # what a solver cannot do
-            assert "needs" in str(error)  # noqa: PT017 (whether it raises depends on the problem)
+            assert "needs" in str(error)
         except FloatingPointError as error:
-            assert "scale" in str(error)  # noqa: PT017
+            assert "scale" in str(error)
     return fits
 
 
-def check_claims(X, y, s, parameters):
-    truth, fits = Truth(X, y, s, parameters), fits_of(X, y, s, parameters)
+def check_claims(X, y, s, parameters, seed):
+    truth, fits = Truth(X, y, s, parameters), fits_of(X, y, s, parameters, seed)
     values = [truth.value(model.coef_, model.intercept_) for model in fits]
     best = fits[int(np.argmin(values))]
-    minimum = min(*values, truth.minimum(best.coef_.astype(float), best.intercept_.astype(float)))
+    with single_threaded_blas():  # whose threads wait for each other in products as small as these
+        minimum = min(*values, truth.minimum(best.coef_.astype(float), best.intercept_.astype(float)))
     for model, F in zip(fits, values, strict=True):
         # F is rounded in the dtype, and its logits are: sums of terms x w
         logits = np.abs(X.astype(float)) @ np.abs(model.coef_.T.astype(float))
@@ -150,7 +154,7 @@ def check_claims(X, y, s, parameters):
 @pytest.mark.parametrize("seeds", [range(i, i + 10) for i in range(0, 80, 10)], ids=str)
 def test_no_claim_that_a_better_optimum_contradicts(seeds):
     for seed in seeds:
-        check_claims(*problem(seed))
+        check_claims(*problem(seed), seed)
 
 
 @pytest.mark.parametrize("seeds", [range(100, 110), range(110, 120)], ids=str)
@@ -159,7 +163,7 @@ def test_no_claim_with_the_means_of_large_problems(seeds, monkeypatch):
     for module in (_preconditioners, dual_ascent):
         monkeypatch.setattr(module, "EXACT_SIZE", 0)
     for seed in seeds:
-        check_claims(*problem(seed))
+        check_claims(*problem(seed), seed)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
@@ -169,16 +173,14 @@ def test_no_proof_from_digits_that_cancelled(scale, alpha):
     X = np.random.default_rng(0).normal(size=(40, 5))
     y = (X[:, 0] > 0) + 1 * (X[:, 1] > 0)
     parameters = {"alpha": alpha, "l1_ratio": 0.0, "tol": 1e-4, "fit_intercept": True}
-    check_claims(X * scale, y, None, parameters)
+    for seed in (0, 1):
+        check_claims(X * scale, y, None, parameters, seed)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @forms
 def test_a_lower_bound_far_from_the_optimum_is_low(form, dtype):
     """F is 1e22 there, whose digits end at 1e6; the minimum is below log 3."""
-    from softreg._duality import lower_bound
-    from softreg._objective import Objective
-
     X = np.random.default_rng(0).normal(size=(40, 5))
     y = (X[:, 0] > 0) + 1 * (X[:, 1] > 0)
     objective = Objective(form((X * 1e-6).astype(dtype)), y, None, None, 3, l2=1.0)
@@ -188,20 +190,19 @@ def test_a_lower_bound_far_from_the_optimum_is_low(form, dtype):
         assert lower_bound(objective.linearize(W)) <= np.log(3)
 
 
-def test_rows_of_very_different_lengths_do_not_mislead_the_estimate():
-    """At W = 0 a few long rows have all of the curvature. After a step they are certain, and a thousandth is left."""
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        X = rng.standard_t(1.2, size=(25, 1))
-        y = (X * rng.normal(size=3) * 0.1 + rng.gumbel(size=(25, 3))).argmax(axis=1)
-        y[:3] = 0, 1, 2
-        options = {"alpha": 1e-9, "l1_ratio": 0.0, "fit_intercept": False}
-        model = SoftmaxRegression(solver="newton", tol=1e-2, **options).fit(X, y)
-        exact = SoftmaxRegression(solver="newton", tol=1e-9, **options).fit(X, y)
-        truth = Truth(X, y, None, options)
-        F, least = (truth.value(m.coef_, m.intercept_) for m in (model, exact))
-        assert model.stopped_on_ == "estimate"
-        assert F - least <= model.tol * F
+@pytest.mark.parametrize("seed", [25, 29, 72, 78])
+def test_rows_of_very_different_lengths_do_not_mislead_the_estimate(seed):
+    """At W = 0 a few long rows have all of the curvature. After a step they are certain, and little of it is left."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_t(1.2, size=(25, 1 + seed % 3))
+    y = (X @ rng.normal(size=(X.shape[1], 3)) * 0.1 + rng.gumbel(size=(25, 3))).argmax(axis=1)
+    y[:3] = 0, 1, 2
+    parameters = {"alpha": 1e-9, "l1_ratio": 0.0, "fit_intercept": False}
+    truth = Truth(X, y, None, parameters)
+    fits = [SoftmaxRegression(solver="newton", tol=tol, **parameters).fit(X, y) for tol in (1e-2, 1e-9)]
+    F, least = (truth.value(model.coef_, model.intercept_) for model in fits)
+    assert fits[0].stopped_on_ == "estimate"
+    assert F - least <= 1e-2 * F
 
 
 # --- the ends of the range ----------------------------------------------------------------------------------
