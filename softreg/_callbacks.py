@@ -116,10 +116,10 @@ class Monitor:
             self.stopped_on = "early_stopping"
 
     def _accuracy(self, P):
-        """Return the accuracy on the held-out rows with probabilities P (n, K)."""
+        """Return the weighted accuracy on the held-out rows with probabilities P (n, K)."""
         codes = self.held_out.codes
         codes = self.held_out.targets.argmax(axis=1) if codes is None else codes
-        return float(np.mean(P.argmax(axis=1) == codes))
+        return float(np.average(P.argmax(axis=1) == codes, weights=self.held_out.sample_weight))
 
     def _line(self, entry):
         """Return the line that is printed for an entry of the history."""

@@ -24,7 +24,7 @@ from softreg._path import alpha_grid, check_numbers, check_path, fit_path, warn_
 from softreg._prediction import LinearSoftmaxClassifier
 from softreg._threads import single_threaded_blas
 from softreg._typing import MatrixLike
-from softreg._validation import check_data, restore_on_error
+from softreg._validation import check_data, check_two_classes, restore_on_error
 
 SHARED = (
     "fit_intercept", "solver", "max_iter", "tol", "class_weight", "label_smoothing", "random_state", "n_jobs",
@@ -183,6 +183,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
             y = targets if codes is None else classes[codes]
             model = self._model()
             objective = model._objective(X, codes, targets, classes, sample_weight)
+            check_two_classes(objective, classes)
             self.l1_ratios_ = check_numbers(self.l1_ratios, "l1_ratios", 1)
             self.alphas_ = alpha_grid(self.alphas, self.l1_ratios_, objective)
             for l1_ratio in self.l1_ratios_.tolist():

@@ -180,7 +180,7 @@ class DenseDesign(_Design):
         for block in blocks:
             D = self.copy_rows(block) - mean
             squares += np.einsum("i,ij,ij->j", share[block], D, D)
-        unit = np.sqrt(1 / np.where(squares > 0, squares, np.inf)).astype(self.dtype)
+        unit = (1 / np.sqrt(np.where(squares > 0, squares, np.inf))).astype(self.dtype)
         length = np.zeros(self.n_rows)
         for block in blocks:
             D = (self.copy_rows(block) - mean) * unit

@@ -21,7 +21,14 @@ from softreg._solvers import SOLVERS, Options, Start, check_solver, solve, solve
 from softreg._solvers.streaming import Stream, new_stream
 from softreg._threads import effective_n_threads, single_threaded_blas
 from softreg._typing import MatrixLike
-from softreg._validation import check_data, check_finite, check_row_weights, finite_or_error, restore_on_error
+from softreg._validation import (
+    check_data,
+    check_finite,
+    check_row_weights,
+    check_two_classes,
+    finite_or_error,
+    restore_on_error,
+)
 
 # What `partial_fit` cannot do: it does not know all rows.
 NOT_IN_STREAMS = {"early_stopping": True, "class_weight": "balanced"}
@@ -249,6 +256,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         with restore_on_error(self):
             X, codes, targets, classes = check_data(self, X, y)
             objective = self._objective(X, codes, targets, classes, sample_weight)
+            check_two_classes(objective, classes)
             check_solver(self.solver, self.l1_ratio, objective)
             W = self._start(objective, classes, coef_init, intercept_init)
             random_state = check_random_state(self.random_state)

@@ -17,6 +17,8 @@ from softreg import _core
 from softreg._class_directions import class_gram, directional_curvature
 from softreg._design_matrix import design_matrix
 
+ENTROPY_NUMBERS = 2**16  # probabilities at a time; temporaries much larger are mapped anew by the system, which is slow
+
 
 class Objective:
     """F over the rows of X, or over some of them.
@@ -254,7 +256,7 @@ class Linearization:
         """Return the mean entropy of the probabilities, (1/S) sum_i s_i H(p_i)."""
         objective, total = self.objective, 0.0
         weight = objective.sample_weight
-        for block in objective.design.row_blocks():  # a block stays in the processor's cache
+        for block in objective.design.row_blocks(max(ENTROPY_NUMBERS // self._P.shape[1], 1)):
             P = self._P[block]
             entropies = np.einsum("ij,ij->i", P, np.log(np.maximum(P, np.finfo(P.dtype).tiny)))
             total -= float(np.sum(entropies if weight is None else entropies * weight[block], dtype=np.float64))

@@ -16,7 +16,7 @@ from softreg._estimator import SoftmaxRegression
 from softreg._solvers import SOLVERS, Start, check_solver, solve, solver_names
 from softreg._threads import single_threaded_blas
 from softreg._typing import Floats, MatrixLike
-from softreg._validation import check_data, check_finite, finite_or_error
+from softreg._validation import check_data, check_finite, check_two_classes, finite_or_error
 
 L2_SPAN, L1_SPAN = 1e-8, 1e-4  # the weakest penalty of a grid, as a share of the strongest
 
@@ -75,6 +75,7 @@ def softmax_path(
     model._validate_params()
     X, codes, targets, classes = check_data(model, X, y)
     objective = model._objective(X, codes, targets, classes, sample_weight)
+    check_two_classes(objective, classes)
     alphas = alpha_grid(alphas, [l1_ratio], objective)
     check_path(model, l1_ratio, alphas, objective)
     coefs, intercepts, n_iters, converged, _ = fit_path(model, objective, classes, alphas, l1_ratio)

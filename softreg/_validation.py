@@ -102,6 +102,18 @@ def check_row_weights(sample_weight, class_weight, X, codes, classes):
     return weight
 
 
+def check_two_classes(objective, classes):
+    """Raise a ValueError if all rows that have weight are of one class: nothing is to be told apart."""
+    rows = slice(None) if objective.sample_weight is None else objective.sample_weight > 0
+    codes, targets = objective.codes, objective.targets
+    present = np.unique(codes[rows]) if targets is None else np.flatnonzero(targets[rows].any(axis=0))
+    if len(present) == 1:
+        raise ValueError(
+            f"sample_weight or class_weight leaves rows of one class only: {classes.tolist()[present[0]]!r}; "
+            "SoftmaxRegression needs at least 2 classes"
+        )
+
+
 @contextmanager
 def restore_on_error(estimator):
     """Restore the attributes of the estimator if an error is raised in the context."""

@@ -348,11 +348,26 @@ def test_a_class_without_weight_cannot_be_balanced(labels):
     check_classifiers_one_label_sample_weights("SoftmaxRegression", SoftmaxRegression(class_weight="balanced"))
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # the loss of one class goes to zero
-@pytest.mark.parametrize("options", [{}, {"l1_ratio": 0.5}])
-def test_weights_may_leave_one_class(options):
-    X, y = ROWS, (LABELS == 1).astype(int)
-    assert SoftmaxRegression(**options).fit(X, y, sample_weight=y).predict(X).all()
+@pytest.mark.parametrize("labels", [[0, 1], ["ash", "birch"]])
+@pytest.mark.parametrize("weighted_by", ["sample_weight", "class_weight"])
+def test_weights_must_not_leave_one_class(labels, weighted_by):
+    """The loss of one class has no minimum, and nothing to explain."""
+    codes = (LABELS == 1).astype(int)
+    y, message = np.array(labels)[codes], f"leaves rows of one class only: {labels[1]!r}"
+    if weighted_by == "sample_weight":
+        model, weight = SoftmaxRegression(), codes
+    else:
+        model, weight = SoftmaxRegression(class_weight={labels[0]: 0.0, labels[1]: 1.0}), None
+    with pytest.raises(ValueError, match=message):
+        model.fit(ROWS, y, sample_weight=weight)
+    check_classifiers_one_label_sample_weights("SoftmaxRegression", SoftmaxRegression())
+
+
+def test_targets_must_not_leave_one_class():
+    with pytest.raises(ValueError, match="one class only: 2"):
+        SoftmaxRegression().fit(ROWS, np.eye(3)[np.full(len(ROWS), 2)])
+    stream = SoftmaxRegression().partial_fit(ROWS, np.ones(len(ROWS)), classes=2)  # a batch may have one class
+    assert stream.predict(ROWS).all()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,16 @@ class Diagonal:
     refresh_interval, is_exact_inverse = 1, False
 
     def __init__(self, objective):
+        """Take the weighted mean squares of the columns, with the penalty, as their units."""
         self.objective = objective
+        sizes, self.units = objective.column_sizes(), np.ones(objective.shape[1])
+        unseen = np.flatnonzero(sizes**2 + objective.l2 == 0)
+        if len(unseen):  # features of zeros, unless their squares vanish
+            entries = objective.design.column_totals(objective.shares().astype(np.float64))[1]
+            if entries[unseen].any():
+                raise FloatingPointError(OVERFLOW.format(objective.dtype))
+        self.units[: objective.n_features] = sizes**2 + objective.l2
+        self.units[unseen] = 1.0
 
     def for_objective(self, objective):
         """Return a new one for an objective that differs in its penalties alone."""
@@ -29,7 +38,8 @@ class Diagonal:
         D = linearization.curvature_diagonal(U)
         if not np.isfinite(D).all():
             raise FloatingPointError(OVERFLOW.format(self.objective.dtype))
-        self.U, self.diagonal = U.astype(D.dtype), np.maximum(D, 1e-10 * D.max())
+        least = 1e-10 * np.max(D.max(axis=1) / self.units)  # of the curvature in units of the column
+        self.U, self.diagonal = U.astype(D.dtype), np.maximum(D, (least * self.units).astype(D.dtype)[:, None])
 
     def solve(self, G):
         V = ((G.T @ self.U) / self.diagonal) @ self.U.T

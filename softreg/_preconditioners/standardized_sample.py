@@ -15,6 +15,9 @@ from softreg._validation import OVERFLOW
 CHUNK_ROWS = 1024  # rows that are held in float64 at a time
 
 
+LEAST_DEVIATION = 1e-15  # in units of sqrt(l2), where deviation and penalty weigh the same
+
+
 class StandardizedSample:
     """A sample of rows in standardised coordinates; gradients and steps can be converted to these and back.
 
@@ -38,17 +41,32 @@ class StandardizedSample:
         else:
             score = objective.shares() * (0.5 + 0.5 * self.row_lengths)
             self._take(*systematic_sample(score, order, size), size)
-        weight = self.weight / self.weight.sum()
-        self.mean = np.zeros(objective.n_features)
-        if objective.fit_intercept:
-            self.mean = sum(weight[chunk] @ X for chunk, X in self._chunks())
-        self.deviation = np.sqrt(sum(weight[chunk] @ (X - self.mean) ** 2 for chunk, X in self._chunks()))
+        self.mean, self.deviation = self._mean_and_deviation()
         # a feature that is constant in the sample may vary in other rows: its unit is its size
         constant = self.deviation <= 1e-7 * np.abs(self.mean)
         self.deviation[constant] = np.abs(self.mean[constant])
         self.deviation[self.deviation == 0] = 1.0
+        # far below, only the penalty is left of the curvature, which would overflow in units of the deviation
+        self.deviation = np.maximum(self.deviation, LEAST_DEVIATION * np.sqrt(objective.l2))
         if not np.isfinite(self.deviation).all():
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
+
+    def _mean_and_deviation(self):
+        """Return the mean (zero without an intercept) and the deviation of each feature, float64, (d,) each.
+
+        Features are taken as shares of their largest number, so that squares neither overflow nor vanish.
+        """
+        d, weight = self.objective.n_features, self.weight / self.weight.sum()
+        largest, mean, square = np.zeros(d), np.zeros(d), np.zeros(d)
+        for _, X in self._chunks():
+            np.maximum(largest, np.maximum(X.max(axis=0), -X.min(axis=0)), out=largest)
+        largest[largest == 0] = 1.0
+        if self.objective.fit_intercept:
+            for part, X in self._chunks():
+                mean += weight[part] @ np.divide(X, largest, out=X)
+        for part, X in self._chunks():
+            square += weight[part] @ (np.divide(X, largest, out=X) - mean) ** 2
+        return mean * largest, np.sqrt(square) * largest
 
     def for_objective(self, objective):
         """Return a copy for an objective that differs in its penalties alone; refresh the copy before use."""
@@ -64,7 +82,7 @@ class StandardizedSample:
     @property
     def penalty(self):
         """Diagonal of the Hessian of the penalty in standardised coordinates, (p,)."""
-        penalty = self.objective.l2 / self.deviation**2
+        penalty = (np.sqrt(self.objective.l2) / self.deviation) ** 2
         return np.append(penalty, 0.0) if self.objective.fit_intercept else penalty
 
     def _take(self, picked, importance, times=1):

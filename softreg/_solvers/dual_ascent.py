@@ -20,6 +20,7 @@ from softreg._duality import dual_bound, dual_point, penalty_derivative
 from softreg._objective import squared_norm
 from softreg._preconditioners import EXACT_SIZE
 from softreg._solvers.result import Result
+from softreg._validation import OVERFLOW
 
 # Square of the constant feature over the mean ||x||^2: 1 is slower, 0.01 meets the totals too late. It is at least
 # l2 S over that mean, or a strong penalty would slow down the intercepts, too.
@@ -107,6 +108,8 @@ class _Dual:
     def __init__(self, objective, W):
         self.objective, self.W = objective, W
         mean = objective.design.mean_squared_norm()
+        if not np.isfinite(mean):
+            raise FloatingPointError(OVERFLOW.format(objective.dtype))
         self.constant = max(CONSTANT * mean, objective.l2 * objective.total_weight)
         self.Q, self.moved = objective.distributions(), np.zeros_like(self.intercepts(W))
         if W.any():

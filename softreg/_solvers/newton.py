@@ -15,6 +15,7 @@ from softreg._solvers.result import Result
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.sgd import quick_start
 from softreg._solvers.trust_region import adapted_radius, dual_norm, min_products, trust_region_cg
+from softreg._validation import OVERFLOW
 
 LONG_SOLVE = 8  # products of a solve above which `Blocks` is built, at the cost of some 15
 COARSEST = 0.3  # the largest share of the gradient that a solve may leave as residual
@@ -84,6 +85,8 @@ class _Newton:
         self.M.refresh(self.at)
         self.sample, self.damping = RowSample.first(objective, self.order), RowDamping(objective)
         self.norm = dual_norm(self.M, self.at.gradient)
+        if not np.isfinite(self.norm):  # weights as large as that have no place in the dtype
+            raise FloatingPointError(OVERFLOW.format(objective.dtype))
         self.radius, self.accuracy, self.since_refresh = 1.5 * self.norm, COARSEST, 0
 
     def linearize(self, W):
@@ -130,8 +133,7 @@ class _Newton:
         entry = result.record(self.at.value)
         full_step = self.is_lower and step_size == 1
         if self.sample.share == 1 and not self.damping.share.any():  # such a model gives an estimate by itself
-            gap = solution.gap(self.M, self.at.value, self.eps, reached if full_step else None)
-            result.estimated(gap, self.at.value, self.tol)
+            self.estimate(solution, reached if full_step else None)
         trusted = full_step and self.decrease >= 0.5 * solution.decrease
         target = self.tol * abs(self.at.value)
         if not result.converged and trusted and solution.remaining(self.decrease, self.norm) <= target:
@@ -158,6 +160,30 @@ class _Newton:
 
     # --- how far from the minimum ---------------------------------------------------------------------------------
 
+    def estimate(self, solution, reached):
+        """Note what a solve over all rows says of the gap, now that the point is where its step led.
+
+        If a full step was taken, `reached` is the norm of the gradient in that of M^-1, else None. An estimate that
+        would end the run is made again with the curvature at the point.
+        """
+        value = self.at.value
+        gap = solution.gap(self.M, value, self.eps, reached)
+        if gap <= self.tol * abs(value):
+            gap = solution.gap(self.M, value, self.eps, reached, self.flattening(solution))
+        self.result.estimated(gap, value, self.tol)
+
+    def flattening(self, solution):
+        """Return the smallest eigenvalue that the solve saw, over the curvature along the gradient at the point.
+
+        Both are of M^-1 H; for the second, H is that of the point.
+        """
+        step = self.M.solve(self.at.gradient)
+        curvature, square = inner(step, self.at.hessian_product(step)), inner(self.at.gradient, step)
+        self.result.passes += 1
+        if not square > 0:  # no gradient is left
+            return 1.0
+        return solution.smallest * square / curvature if curvature > 0 else np.inf
+
     def confirm(self):
         """Estimate the gap by a solve over all rows, see `ModelSolution.gap`, and take its step if F decreases.
 
@@ -171,10 +197,9 @@ class _Newton:
         self.result.passes += solution.products
         new, step_size = self.line_search(solution.step)
         full_step = new.value < at.value and step_size == 1
-        gap = solution.gap(M, at.value, self.eps, dual_norm(M, new.gradient) if full_step else None)
-        self.result.estimated(gap, at.value, self.tol)
         self.at = new if new.value < at.value else at
         self.result.W = self.at.W
+        self.estimate(solution, dual_norm(M, new.gradient) if full_step else None)
         self.sample = RowSample(self.objective, self.order, self.objective.n_rows)
 
     def certify(self):

@@ -73,10 +73,13 @@ def _proximal_step(objective, look, units, L, result):
 
 
 def _feature_units(objective):
-    """Return 1 / mean(x_j^2) for each feature, as an array like W; one for the intercept."""
-    mean, units = objective.design.column_mean_squares(), objective.empty()
+    """Return 1 / (mean(x_j^2) + 2 l2) for each feature, as an array like W; one for the intercept.
+
+    Each is the inverse of twice a bound on the curvature; one stands for a feature of zeros without a penalty.
+    """
+    curvature, units = objective.design.column_mean_squares() + 2 * objective.l2, objective.empty()
     units[...] = 1.0
-    objective.coef(units)[...] = 1 / np.where(mean > 0, mean, 1)
+    objective.coef(units)[...] = 1 / np.where(curvature > 0, curvature, 1)
     if not (np.isfinite(units).all() and units.min() >= np.finfo(units.dtype).tiny):
         raise FloatingPointError(OVERFLOW.format(units.dtype))
     return units

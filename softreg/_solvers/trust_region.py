@@ -35,7 +35,7 @@ class ModelSolution:
     products: int
     truncated: bool
 
-    def gap(self, M, value, eps, reached=None):
+    def gap(self, M, value, eps, reached=None, flattening=1.0):
         """Return an estimate of F - min F before the step, or the smaller one after it; inf if there is none.
 
         Before the step, the gap of the quadratic model is 1/2 g^T H^-1 g, the decrement. The estimate is twice that:
@@ -45,7 +45,8 @@ class ModelSolution:
 
         After a full step, `reached` is the norm of the new gradient in that of M^-1. M^-1 over the smallest eigenvalue
         of M^-1 H takes the place of H^-1. The estimate is six times 1/2 reached^2 / smallest, as such a loss has only
-        1 / e of its curvature left there, and the gap is twice its decrement.
+        1 / e of its curvature left there, and the gap is twice its decrement. Rows of very different lengths leave
+        much less curvature: `flattening` is the smallest eigenvalue over the curvature that was found there.
 
         If the loss `value` is tiny, so are the curvatures p (1 - p), and more than 1 % of them is rounding (the eps of
         the dtype): there is no estimate.
@@ -53,8 +54,8 @@ class ModelSolution:
         complete = not self.truncated and (self.is_exact or self.products >= min_products(M))
         if not complete or abs(value) < 100 * eps:
             return np.inf
-        before = 2 * self.decrement
-        return before if reached is None else min(before, 3 * reached**2 / self.smallest)
+        before = 2 * self.decrement * max(1.0, flattening / 3)
+        return before if reached is None else min(before, 3 * max(1.0, flattening) * reached**2 / self.smallest)
 
     def remaining(self, decrease, norm):
         """Return a rough estimate of F - min F after a step with that decrease of F, and that norm of the new gradient.
