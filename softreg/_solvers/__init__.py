@@ -111,7 +111,8 @@ def warning_text(result, tol):
         reached.append(f"proven to be within {result.gap:.2g}")
     if np.isfinite(result.estimate):
         reached.append(f"estimated to be within {result.estimate:.2g}")
-    distance = f"{' and '.join(reached)} of its minimum" if reached else "and its distance from the minimum is not known"
+    known = f"{' and '.join(reached)} of its minimum"
+    distance = known if reached else "and its distance from the minimum is not known"
     row = SOLVERS[result.solver]
     return (
         f"SoftmaxRegression stopped after {len(result.history)} iterations before it converged: the objective is "
