@@ -93,8 +93,8 @@ def text(dtype=np.float32):
 
 def cases():
     """The problems of sections 3, 5 and 6, float32."""
-    drawn = [(*random_dense(*shape), shape[-1]) for shape in DENSE] + [(*text(), 20)]
-    return {f"{X.shape[0]} x {X.shape[1]}, K = {K}": (X, y, K) for X, y, K in drawn}
+    problems = [(*random_dense(*shape), shape[-1]) for shape in DENSE] + [(*text(), 20)]
+    return {f"{X.shape[0]} x {X.shape[1]}, K = {K}": (X, y, K) for X, y, K in problems}
 
 
 class Bound:

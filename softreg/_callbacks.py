@@ -19,7 +19,7 @@ class Callbacks:
     ----------
     estimator : estimator to watch, or None
     X, y, sample_weight : as given to `fit`
-    name : str, what an iteration is called
+    name : str, the name of an iteration
     max_tasks : int, the most iterations
     """
 

@@ -11,9 +11,10 @@ import softreg
 PACKAGE = Path(softreg.__file__).parent
 PAGE = Path(__file__).resolve().parents[1] / "ARCHITECTURE.md"
 
-# From the bottom to the top; a file imports from its own layer and those below. What is not named is at the top.
+# From the bottom to the top; a file imports from its own layer and those below. Compiled modules are at the bottom, and
+# Python files that are not named here at the top.
 LAYERS = [
-    {"_core", "_reference"},
+    {"_reference"},
     {"_memory_layout", "_array_checks", "_threads", "_systematic_sampling", "_class_directions", "_typing"},
     {"_design_matrix"},
     {"functional", "_validation"},
@@ -27,6 +28,8 @@ LAYERS = [
 def layer(module):
     """Return the number of the layer of a module below softreg, such as "_solvers.newton"."""
     first = module.partition(".")[0]
+    if not (PACKAGE / first).is_dir() and not (PACKAGE / f"{first}.py").exists():
+        return 0  # compiled
     return next((number for number, names in enumerate(LAYERS) if first in names), len(LAYERS))
 
 

@@ -26,7 +26,7 @@ MORE_DIGITS = "The digits of {dtype} are used up: scale the features, or give X 
 
 @dataclass(frozen=True)
 class Solver:
-    """A row of the registry: what a solver reads, and what it can do.
+    """A row of the registry: the parameters that a solver reads, and the problems that it can minimise.
 
     Attributes
     ----------
@@ -108,9 +108,11 @@ def warning_text(result, tol):
         reached.append(f"proven to be within {result.gap:.2g}")
     if np.isfinite(result.estimate):
         reached.append(f"estimated to be within {result.estimate:.2g}")
+    known = f"{' and '.join(reached)} of its minimum"
+    distance = known if reached else "and its distance from the minimum is not known"
     row = SOLVERS[result.solver]
     return (
         f"SoftmaxRegression stopped after {len(result.history)} iterations before it converged: the objective is "
-        f"{result.loss:.6g}, {' and '.join(reached) or 'how far is not known'} of its minimum; tol asks for "
-        f"{tol * result.loss:.2g}. {row.advice[result.stopped_on].format(dtype=result.W.dtype)}"
+        f"{result.loss:.6g}, {distance}; tol asks for {tol * result.loss:.2g}. "
+        f"{row.advice[result.stopped_on].format(dtype=result.W.dtype)}"
     )

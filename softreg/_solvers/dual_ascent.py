@@ -118,7 +118,7 @@ class _Dual:
     def mix(self):
         """Move Q from Y, to which W = 0 belongs, towards the probabilities at W, by the best share for the dual.
 
-        The share is 1 if W is optimal. W changes to what belongs to the new Q.
+        The share is 1 if W is optimal. W changes to the one that belongs to the new Q.
         """
         objective, at = self.objective, self.objective.linearize(self.W)
         entropy, G = dual_point(at)

@@ -37,6 +37,12 @@ def newton(objective, start, options, monitor):
     -------
     result : Result
         Stopped on "gap", "estimate", "precision" or "max_iter".
+
+    Notes
+    -----
+    Order of calls in an iteration: `iterate` solves the model (`trust_region_cg`), searches along the step
+    (`line_search`), moves there (`move`), and checks for the end (`record`, which may `confirm` and `certify`).
+    `adapt_model` then prepares the next iteration.
     """
     state = _Newton(objective, start, options)
     result = state.result
