@@ -90,6 +90,10 @@ class _Design:
         """Return the rows at `positions` as a dense float64 copy."""
         return self.dense_rows(positions).astype(np.float64)
 
+    def has_entries(self, columns):
+        """Return whether the rows have numbers other than zero in these columns."""
+        return any((self.copy_rows(block)[:, columns] != 0).sum() > 0 for block in self.row_blocks())
+
     def row_squared_norms(self):
         """Return ||x_i||^2 of the selected rows, (n,)."""
         return np.concatenate([row_norms(self.copy_rows(block), squared=True) for block in self.row_blocks()])

@@ -29,7 +29,10 @@ def lower_bound(linearization):
     W = W.astype(np.float64)
     coef = objective.coef(W)
     with np.errstate(over="ignore", invalid="ignore"):
-        of_loss = loss - 0.5 * objective.l2 * squared_norm(coef) - np.sum(G * W)
+        terms = loss, 0.5 * objective.l2 * squared_norm(coef), np.sum(G * W)
+        of_loss = terms[0] - terms[1] - terms[2]
+        # the difference itself is made in float64
+        allowance = 4 * np.finfo(np.float64).eps * (terms[0] + terms[1] + np.sum(np.abs(G * W)))
     rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(coef)
     objective.coef(G)[...] += np.copysign(rounding, objective.coef(G))
     step = penalty_derivative(objective, G)
@@ -37,7 +40,7 @@ def lower_bound(linearization):
     by_entropy -= _rounding.of_sums(objective, loss, step)
     if not np.isfinite(of_loss):
         return max(by_entropy, 0.0)  # F >= 0
-    by_loss = dual_bound(objective, of_loss, G) - _rounding.of_loss(objective, W, loss)
+    by_loss = dual_bound(objective, of_loss, G) - allowance - _rounding.of_loss(objective, W, loss)
     return max(by_entropy, by_loss - _rounding.of_sums(objective, loss, coef + step), 0.0)
 
 

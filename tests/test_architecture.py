@@ -14,14 +14,15 @@ PAGE = Path(__file__).resolve().parents[1] / "ARCHITECTURE.md"
 # From the bottom to the top; a file imports from its own layer and those below. Compiled modules are at the bottom, and
 # Python files that are not named here at the top.
 LAYERS = [
-    {"_reference"},
+    {"_reference", "_dense_stream_reference", "_sparse_stream_reference"},
     {"_memory_layout", "_array_checks", "_threads", "_systematic_sampling", "_class_directions", "_typing"},
     {"_design_matrix"},
     {"functional", "_validation"},
     {"_objective"},
     {"_rounding", "_duality", "_preconditioners"},
+    {"_coefficients"},
     {"_solvers"},
-    {"_coefficients", "_callbacks"},
+    {"_callbacks"},
 ]
 
 

@@ -445,5 +445,5 @@ def test_bad_input_leaves_the_model_as_it_was(params, message):
 
 def test_weights_that_leave_one_class():
     X, y = data()
-    with pytest.raises(ValueError, match="that have weight are all of one class"):
+    with pytest.raises(ValueError, match="leaves rows of one class only"):
         SoftmaxRegressionCV(alphas=ALPHAS).fit(X, y, sample_weight=(y == 1).astype(float))

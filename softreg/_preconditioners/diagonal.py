@@ -22,10 +22,8 @@ class Diagonal:
         self.objective = objective
         sizes, self.units = objective.column_sizes(), np.ones(objective.shape[1])
         unseen = np.flatnonzero(sizes**2 + objective.l2 == 0)
-        if len(unseen):  # features of zeros, unless their squares vanish
-            entries = objective.design.column_totals(objective.shares().astype(np.float64))[1]
-            if entries[unseen].any():
-                raise FloatingPointError(OVERFLOW.format(objective.dtype))
+        if len(unseen) and objective.design.has_entries(unseen):  # no features of zeros: their squares vanish
+            raise FloatingPointError(OVERFLOW.format(objective.dtype))
         self.units[: objective.n_features] = sizes**2 + objective.l2
         self.units[unseen] = 1.0
 

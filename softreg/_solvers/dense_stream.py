@@ -27,6 +27,7 @@ import numpy as np
 from softreg import _core, _dense_stream
 from softreg._solvers.dense_stream_metrics import ClassCurvature, FullHessian, feature_metric
 from softreg._solvers.row_buffer import RowBuffer
+from softreg._validation import OVERFLOW
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 256  # rows of a step, once enough rows have come: a step costs K p^2
 RAMP = 16  # until then a block is 1/16 of the rows seen: the first rows are learnt at once, in many small steps
@@ -225,7 +226,9 @@ class KroneckerPreconditionedSGD:
         variance = self.squares / self.weight - mean**2
         constant = variance <= 1e-14 * self.squares / self.weight  # but for rounding
         deviation = np.sqrt(np.where(constant, 1.0, variance))
-        scale = np.maximum(self.scale * deviation, SMALLEST_SCALE)
+        scale = self.scale * deviation
+        if np.any(scale < 10 / np.finfo(self.dtype).max):  # coefficients in units of the feature would overflow
+            raise FloatingPointError(OVERFLOW.format(self.dtype))
         self._move(self.location + mean * self.scale, scale)
         self.metric.refresh(self._penalty(), self.rows)
         self.standardized_at = self.rows

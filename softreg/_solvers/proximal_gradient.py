@@ -78,6 +78,9 @@ def _feature_units(objective):
     Each is the inverse of twice a bound on the curvature; one stands for a feature of zeros without a penalty.
     """
     curvature, units = objective.design.column_mean_squares() + 2 * objective.l2, objective.empty()
+    vanished = np.flatnonzero(curvature == 0)
+    if len(vanished) and objective.design.has_entries(vanished):  # no features of zeros: their squares vanish
+        raise FloatingPointError(OVERFLOW.format(units.dtype))
     units[...] = 1.0
     objective.coef(units)[...] = 1 / np.where(curvature > 0, curvature, 1)
     if not (np.isfinite(units).all() and units.min() >= np.finfo(units.dtype).tiny):

@@ -110,12 +110,20 @@ class Stream:
 
     def coefficients(self, design):
         """Return W (K, p), to predict with, as an array like W of this design; O(K p)."""
-        return design.arranged(self.optimizer.coefficients())
+        return design.arranged(self._centred_coefficients())
 
     def fitted_coefficients(self):
         """Return `coef_` and `intercept_`; O(K p)."""
-        W = self.optimizer.coefficients().astype(self.settings["dtype"], copy=False)
+        W = self._centred_coefficients().astype(self.settings["dtype"], copy=False)
         return fitted_coefficients(W, self.settings["fit_intercept"])
+
+    def _centred_coefficients(self):
+        """Return W (K, p) with the mean over the classes taken off: softmax does not see it, an l2 penalty does.
+
+        With l1 the zeros of W are worth more.
+        """
+        W = self.optimizer.coefficients()
+        return W if self.settings["has_l1"] else W - W.mean(axis=0)
 
     def start_from(self, W, fitted_rows, objective):
         """Begin at W (K, p) that was fitted to so many rows; the objective's rows tell strengths of sparse features."""
