@@ -610,7 +610,7 @@ ERRORS = {
     "weights of other rows": ({}, (ROWS[:, :3], LABELS), {"sample_weight": np.zeros(30)}),
     "n_jobs": ({"n_jobs": 0}, (ROWS, LABELS), {}),
     "class_weight": ({"class_weight": {9: 1}}, (ROWS[:, :3], LABELS), {}),
-    "overflow": ({}, (ROWS[:, :3] * [1e300, 1e-300, 1e307], LABELS), {}),
+    "overflow": ({"solver": "proximal_gradient"}, (ROWS[:, :3] * 1e200, LABELS), {}),
     "nothing to hold out": ({"early_stopping": True, "validation_fraction": 0.01}, (ROWS[:, :3], LABELS), {}),
 }
 

@@ -101,9 +101,9 @@ class _Newton:
         return self.objective.linearize(W)
 
     def sgd_start(self, zero, random_state):
-        """Return the linearisation after two epochs of SGD, or that at zero, where F is log K, if F is lower there."""
-        self.result.passes += 2
-        at = self.linearize(quick_start(self.objective, random_state, epochs=2))
+        """Return the linearisation after half a pass of SGD, or that at zero, where F is log K, if F is lower there."""
+        self.result.passes += 0.5
+        at = self.linearize(quick_start(self.objective, random_state))
         return at if at.value < np.log(self.objective.n_classes) else self.linearize(zero)
 
     # --- one iteration --------------------------------------------------------------------------------------------

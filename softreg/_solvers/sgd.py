@@ -51,12 +51,11 @@ def sgd(objective, start, options, monitor):
     return result
 
 
-def quick_start(objective, random_state, epochs=1):
-    """Return W after a few epochs from zero, for another solver to go on with."""
-    stream = new_stream(objective, precondition=True, planned_rows=epochs * objective.n_rows)
-    for epoch in range(epochs):
-        stream.begin_epoch(epoch, epochs)
-        stream.learn(objective, random_state.permutation(objective.n_rows))
+def quick_start(objective, random_state):
+    """Return W after a pass over half of the rows from zero, for another solver to go on with."""
+    n_rows = objective.n_rows // 2
+    stream = new_stream(objective, precondition=True, planned_rows=n_rows)
+    stream.learn(objective, random_state.permutation(objective.n_rows)[:n_rows])
     stream.finish()
     return stream.coefficients(objective.design)
 
