@@ -134,16 +134,17 @@ class Bound:
 
     def epoch(self, threads=1, rate=1e-3):
         """Shuffled batches read in place, heavy-ball steps: `numpy_minibatch` with a kernel in its middle."""
-        order, rates = np.random.default_rng(0).permutation(self.n), np.full(self.d + 1, rate, self.W.dtype)
-        arrays = [a.T if self.csr else a for a in (self.W, self.velocity, self.grad)]
+        order = np.random.default_rng(0).permutation(self.n)
         for start in range(0, self.n, BATCH):
             self.loss_gradient(order[start : start + BATCH], P=False, threads=threads)
-            _core.momentum_step(*arrays, rates, MOMENTUM, False)
+            self.velocity *= MOMENTUM
+            self.velocity += self.grad
+            self.W -= np.multiply(self.velocity, rate, out=self.grad)
 
 
 def softreg_epoch(X, y):
-    """One epoch as a user gets it: the estimator, with its validation, own rate and closing objective."""
-    SoftmaxRegression(solver="sgd", batch_size=BATCH, max_iter=1, tol=0.0, n_jobs=1).fit(X, y)
+    """One epoch as a user gets it: the estimator, with its validation, curvature and closing objective."""
+    SoftmaxRegression(solver="sgd", max_iter=1, tol=0.0, n_jobs=1).fit(X, y)
 
 
 def sgd_classifier_epoch(X, y):

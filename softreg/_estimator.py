@@ -60,7 +60,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
           of the rows.
         - "dual" is dual coordinate ascent. It needs sparse X, alpha > 0 and l1_ratio = 0.
         - "proximal_gradient" is accelerated proximal gradient descent (FISTA).
-        - "sgd" is minibatch gradient descent with momentum. `partial_fit` always takes minibatches.
+        - "sgd" goes over minibatches with averaged steps in the metric of the curvature, as `partial_fit` always does.
         - "auto" is "proximal_gradient" if l1_ratio > 0. Otherwise it is "newton" if X is dense or small, and "dual" if
           X is sparse, followed by "newton" if "dual" is slow. `solver_` names the solver that ran.
 

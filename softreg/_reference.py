@@ -186,16 +186,6 @@ def input_gradient(G, W, out, n_threads=1):
     np.matmul(G, W[:, : out.shape[1]], out=out)
 
 
-def momentum_step(W, velocity, gradient, rate, momentum, nesterov):
-    """velocity <- momentum velocity + gradient;  W <- W - rate velocity, or W - rate (gradient + momentum velocity).
-
-    Arrays (K, p) INOUT, gradient IN, all C- or all Fortran-contiguous; rate (p,).
-    """
-    velocity *= momentum
-    velocity += gradient
-    W -= rate * (gradient + momentum * velocity if nesterov else velocity)
-
-
 def _design(X, rows, p):
     """[X[rows] 1] as float arrays NumPy can multiply; the column of ones only where p asks for it."""
     A = X if rows is None else X[rows]

@@ -307,7 +307,7 @@ def test_cross_entropy_tells_of_targets_that_are_no_distributions(K, dtype):
 
 def test_every_kernel_is_tested():
     twins = {n for n, f in vars(_reference).items() if inspect.isfunction(f) and not n.startswith("_")}
-    assert twins == {*OUTPUTS, "csr_dual_epoch", "momentum_step"}
+    assert twins == {*OUTPUTS, "csr_dual_epoch"}
     assert all(hasattr(_core, name) or hasattr(_dual_ascent, name) for name in twins)
 
 
@@ -536,25 +536,3 @@ def test_extreme_logits_through_the_linear_map(dtype):
 
 
 # --- steps ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("order", "nesterov"), [("C", True), ("F", True), ("C", False)])
-@pytest.mark.parametrize("K", [1, 3, 16, 33, 100])
-@both_dtypes
-def test_momentum_step_equals_its_twin(order, nesterov, K, dtype):
-    """Both ways that W lies in memory; the numbers of a row of W^T are less than a vector, or vectors that overlap.
-
-    Three roundings for the velocity, five with the step, of numbers whose size is that of the terms of each sum.
-    """
-    for p in (1, 2, 17, 64):
-        rng, eps = np.random.default_rng([K, p]), np.finfo(dtype).eps
-        W, velocity, gradient = (np.array(rng.normal(size=(K, p)), dtype, order=order) for _ in range(3))
-        rate, momentum = rng.random(p).astype(dtype), 0.9
-        wide = [np.array(a, np.float64) for a in (W, velocity, gradient, rate)]
-        size_v = momentum * abs(wide[1]) + abs(wide[2])
-        size_W = abs(wide[0]) + wide[3] * (abs(wide[2]) + size_v)
-        _reference.momentum_step(*wide, momentum, nesterov)
-        given = read_only({"gradient": gradient, "rate": rate})
-        _core.momentum_step(W, velocity, given["gradient"], given["rate"], momentum, nesterov)
-        assert (abs(velocity - wide[1]) <= 3 * eps * size_v).all()
-        assert (abs(W - wide[0]) <= 5 * eps * size_W).all()

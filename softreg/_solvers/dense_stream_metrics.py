@@ -38,7 +38,7 @@ def feature_metric(n_features, fit_intercept, dtype, precondition):
 class Metric:
     """What the three metrics share: settings and plain state."""
 
-    STATE = ()
+    STATE: tuple[str, ...] = ()
 
     def __init__(self, n_features, fit_intercept, dtype):
         self.d, self.p, self.dtype = n_features, n_features + bool(fit_intercept), dtype
