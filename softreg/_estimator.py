@@ -282,11 +282,13 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         self, X: MatrixLike, y: ArrayLike, classes: ArrayLike | int | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:  # fmt: skip
-        """Go once over a batch of rows, in minibatches, from where the last call ended.
+        """Learn a batch of rows, once, from where the last call ended.
 
-        The state of the optimiser, the mean of `average`, and the number of rows so far are kept between calls, and
-        pickled with the estimator. A parameter that is set between calls counts from the next one on; another momentum
-        forgets the gradients so far. `n_iter_` counts the calls that brought rows.
+        One pass over shuffled rows is about as good as a whole fit. How a stream is cut into batches does not matter:
+        steps depend on the rows alone. Dense rows that do not fill a step yet, at most 256, wait for the next call.
+        The state is kept between calls and pickled with the estimator, as plain arrays. `alpha`, `l1_ratio` and
+        `label_smoothing` may be set between calls. `n_iter_` counts the calls that brought rows. After `fit`, a stream
+        begins at its coefficients.
 
         Parameters
         ----------
@@ -308,8 +310,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         ------
         ValueError
             If the data or a parameter cannot be used: other features or classes than before, or a parameter that
-            needs all rows or the end of the fit (`early_stopping`, ``class_weight="balanced"``, a `learning_rate`
-            that is planned or looks at epochs).
+            needs all rows (`early_stopping`, ``class_weight="balanced"``).
         FloatingPointError
             As in `fit`.
 

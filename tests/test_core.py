@@ -533,6 +533,3 @@ def test_extreme_logits_through_the_linear_map(dtype):
         assert np.isfinite(call(_core, name, given, got))
         assert all(np.isfinite(values).all() for values in got.values())
         assert np.allclose(got["P"].sum(axis=1), 1, rtol=0, atol=7 * np.finfo(dtype).eps)  # 7 rounded terms
-
-
-# --- steps ------------------------------------------------------------------------------------------------
