@@ -9,16 +9,8 @@ gradient is added. It stays in the nearest cache meanwhile, and the rows of thet
 from libc.math cimport exp, fabs, isfinite, log, sqrt
 from libc.stdlib cimport free, malloc
 
-
-cdef extern from "_simd.h" nogil:
-    ctypedef void sr_void "SR_VOID"
-    ctypedef void sr_inline_void "SR_INLINE_VOID"
-    ctypedef float vfloat "sr_vfloat"
-    ctypedef double vdouble "sr_vdouble"
-    const int FLOAT_LANES "SR_FLOAT_LANES"
-    const int DOUBLE_LANES "SR_DOUBLE_LANES"
-    double sr_exp "SR_EXP"(double, double, double)
-    void prefetch "SR_PREFETCH"(const void*)
+from softreg._simd cimport DOUBLE_LANES, FLOAT_LANES, floating, index_t, matrix_pointer, prefetch, sr_exp
+from softreg._simd cimport sr_inline_void, sr_void, vdouble, vec, vector_pointer, vfloat
 
 
 cdef enum:
@@ -31,39 +23,9 @@ cdef enum:
     ROWS = 4
 
 
-ctypedef fused floating:
-    float
-    double
-
-ctypedef fused vec:
-    vfloat
-    vdouble
-
-ctypedef fused index_t:
-    int
-    long long
-
-ctypedef fused number:
-    float
-    double
-    int
-    long long
-    Py_ssize_t
-
-
-cdef number* _first(const number[:] x) noexcept:
-    """Where a vector begins, NULL for None and for an empty one."""
-    return NULL if x is None or x.shape[0] == 0 else <number*>&x[0]
-
-
-cdef floating* _corner(const floating[:, :] x) noexcept:
-    """Where a matrix begins, NULL for None and for an empty one."""
-    return NULL if x is None or x.shape[0] == 0 or x.shape[1] == 0 else <floating*>&x[0, 0]
-
-
 # --- products with theta: a nonzero meets K contiguous numbers ------------------------------------------------------
 # K numbers are held in up to four vectors. The last one is moved back to end with the row: it holds some numbers twice,
-# and computes the same for them twice.
+# and computes the same for them twice. `csr_row` of _product_leaves.pxd does that too, but does not scale the table.
 
 cdef inline sr_inline_void _tile(
     const floating* times, const floating* plus, const index_t* indices, Py_ssize_t count, floating* theta,
@@ -350,14 +312,14 @@ def csr_stream(
     cdef double* grown = <double*>malloc((longest + 1) * sizeof(double))
     cdef floating* scratch = <floating*>malloc((2 * (longest + 1) + K) * sizeof(floating))
     cdef index_t* at = <index_t*>malloc((longest + 1) * sizeof(index_t))
-    cdef const floating* v = _first[floating](data)
-    cdef const index_t* j = _first[index_t](indices)
-    cdef const index_t* ptr = _first[index_t](indptr)
-    cdef const Py_ssize_t* visits = _first[Py_ssize_t](rows)
-    cdef const Py_ssize_t* label = _first[Py_ssize_t](codes)
-    cdef const floating* y = _corner[floating](targets)
-    cdef const floating* s = _first[floating](sample_weight)
-    cdef floating* weights = _corner[floating](theta)
+    cdef const floating* v = vector_pointer[floating](data)
+    cdef const index_t* j = vector_pointer[index_t](indices)
+    cdef const index_t* ptr = vector_pointer[index_t](indptr)
+    cdef const Py_ssize_t* visits = vector_pointer[Py_ssize_t](rows)
+    cdef const Py_ssize_t* label = vector_pointer[Py_ssize_t](codes)
+    cdef const floating* y = matrix_pointer[floating](targets)
+    cdef const floating* s = vector_pointer[floating](sample_weight)
+    cdef floating* weights = matrix_pointer[floating](theta)
     cdef double* numbers = &features[0, 0]
     if grown == NULL or scratch == NULL or at == NULL:
         free(grown)
