@@ -28,8 +28,8 @@ from softreg._kernel_arguments cimport set_targets
 from softreg._product_leaves cimport TILE_ROWS, CSRRows, add_column_sums, add_dot_products
 from softreg._product_leaves cimport add_penalty, add_product, add_row_sums, add_vector, csr_accumulate, csr_forward
 from softreg._product_leaves cimport csr_rows, gemm
-from softreg._simd cimport DOUBLE_LANES, FLOAT_LANES, OPENMP, floating, index_t, matrix_pointer, round_up
-from softreg._simd cimport sr_max_threads, sr_seconds, sr_simd_level, sr_thread_seconds, sr_void, vdouble, vec
+from softreg._simd cimport OPENMP, floating, index_t, matrix_pointer, round_up
+from softreg._simd cimport sr_max_threads, sr_seconds, sr_simd_level, sr_thread_seconds, sr_void, vdouble
 from softreg._simd cimport vector_pointer, vfloat
 from softreg._softmax_leaves cimport BLOCK, add_target_logits, apply_jacobian, block_exp, block_log, block_log_softmax
 from softreg._softmax_leaves cimport block_losses, block_max, block_scale, block_sum, check_targets, load_rows

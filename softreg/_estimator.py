@@ -322,7 +322,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         2
         """
         self._validate_params()
-        known = hasattr(self, "coef_")
+        known = "_stream" in vars(self) or "coef_" in vars(self)  # not hasattr, which would compute coef_
         for name, refused in NOT_IN_STREAMS.items():
             if (value := getattr(self, name)) == refused:
                 raise ValueError(f"{name}={value!r} needs all rows; partial_fit does not know them")
