@@ -116,6 +116,18 @@ def test_a_stream_goes_on_from_a_fit(form):
     assert not hasattr(model.fit(form(X), y), "stream_history_")
 
 
+@forms
+def test_coefficients_are_computed_when_they_are_read(form):
+    """They are d K numbers, and a batch of sparse rows far fewer."""
+    X, y = data()
+    model = SoftmaxRegression().partial_fit(form(X[:100]), y[:100], classes=np.arange(K))
+    model.partial_fit(form(X[100:]), y[100:])
+    assert not {"coef_", "intercept_", "stream_history_"} & vars(model).keys()
+    assert model.coef_.shape == (K, D) and "coef_" in vars(model)
+    with pytest.raises(AttributeError, match="no attribute 'coefs_'"):
+        _ = model.coefs_
+
+
 # --- progressive validation ---------------------------------------------------------------------------------
 
 
