@@ -187,17 +187,29 @@ cdef inline sr_void check_targets(
     Numbers that are not finite make the sum not finite.
     """
     cdef Py_ssize_t i, k
-    cdef floating y
-    cdef floating[BLOCK] least          # local, as above
+    cdef floating y, off
+    cdef floating[BLOCK] least, wrong   # local, as above
     for i in range(BLOCK):
         least[i] = Y[i]
     for k in range(1, K):
         for i in range(BLOCK):
             y = Y[k * ld + i]
             least[i] = y if y < least[i] else least[i]
-    for i in range(count):
-        if not (least[i] >= 0 and total[i] - 1 <= tolerance and 1 - total[i] <= tolerance):
-            check[0] = NAN
+    for i in range(BLOCK):
+        off = total[i] - 1
+        off = tolerance - (off if off > 0 else -off)
+        y = least[i] if least[i] < off else off     # not NaN unless `off` is
+        wrong[i] = 0 if y >= 0 else 1
+    for i in range(count, BLOCK):
+        wrong[i] = 0
+    for i in range(32):
+        wrong[i] = wrong[i] + wrong[i + 32]
+    for i in range(16):
+        wrong[i] = wrong[i] + wrong[i + 16]
+    for i in range(1, 16):
+        wrong[0] += wrong[i]
+    if wrong[0] > 0:
+        check[0] = NAN
 
 
 cdef inline sr_void add_target_logits(
