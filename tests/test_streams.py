@@ -1,10 +1,12 @@
 """partial_fit over batches of any size and scale; data on disk that do not fit in memory."""
 
 import copy
+import io
 import pickle
 import subprocess
 import sys
 
+import joblib
 import numpy as np
 import pytest
 from scipy import sparse
@@ -58,8 +60,25 @@ def test_how_a_stream_is_cut_does_not_matter(form, soft):
     assert [model.n_iter_ for model in models] == [1, 3, N]
 
 
+def through_joblib(model):
+    file = io.BytesIO()
+    joblib.dump(model, file)
+    file.seek(0)
+    return joblib.load(file)
+
+
+def through_skops(model):
+    """The one type that skops asks to trust is the estimator's own."""
+    skops_io = pytest.importorskip("skops.io")
+    data = skops_io.dumps(model)
+    assert skops_io.get_untrusted_types(data=data) == ["softreg._estimator.SoftmaxRegression"]
+    return skops_io.loads(data, trusted=["softreg._estimator.SoftmaxRegression"])
+
+
 @forms
-@pytest.mark.parametrize("copied", [lambda model: pickle.loads(pickle.dumps(model)), copy.deepcopy])
+@pytest.mark.parametrize(
+    "copied", [lambda model: pickle.loads(pickle.dumps(model)), copy.deepcopy, through_joblib, through_skops]
+)
 def test_goes_on_bit_for_bit(form, copied):
     X, y = data()
     model = SoftmaxRegression(random_state=0)
@@ -91,6 +110,26 @@ def test_a_state_of_another_format_is_refused(form):
     state["_stream"]["format"] = 99
     with pytest.raises(ValueError, match="format 99"):
         SoftmaxRegression().__setstate__(state)
+
+
+@forms
+def test_a_state_without_a_setting(form):
+    """A setting that came later has a default; without one that is needed, the error names it."""
+    X, y = data()
+    model = SoftmaxRegression(random_state=0).partial_fit(form(X), y, classes=np.arange(K))
+    older, broken, empty = (pickle.loads(pickle.dumps(model.__getstate__())) for _ in range(3))
+    for name in ("precondition", "has_l1", "planned_rows"):
+        del older["_stream"]["settings"][name]
+    other = SoftmaxRegression()
+    other.__setstate__(older)
+    same(model.partial_fit(form(X), y), other.partial_fit(form(X), y))
+    del broken["_stream"]["settings"]["n_classes"]
+    with pytest.raises(ValueError, match="no 'n_classes'"):
+        SoftmaxRegression().__setstate__(broken)
+    for part in ("format", "optimizer"):
+        del empty["_stream"][part]
+        with pytest.raises(ValueError, match="format None"):
+            SoftmaxRegression().__setstate__(empty)
 
 
 @forms
