@@ -12,7 +12,7 @@ from softreg._solvers.dense_stream import KroneckerPreconditionedSGD
 from softreg._solvers.sparse_stream import SparseStream
 
 FORMAT = 1  # of the state
-OPTIONAL_SETTINGS = {"precondition": True, "has_l1": False, "planned_rows": None}  # with what a state without them meant
+OPTIONAL_SETTINGS = {"precondition": True, "has_l1": False, "planned_rows": None}  # where a state has none
 TRIAL_ROWS = 1000  # that tell the strengths of sparse features, where a stream begins at coefficients
 NARROW = 256  # features up to which sparse rows are learnt as dense ones: a covariance is worth more than zeros
 GATHERED_NUMBERS = 2**20  # of dense rows that are copied at a time, where they are visited in a random order
