@@ -349,7 +349,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         2
         """
         self._validate_params()
-        known = hasattr(self, "coef_")
+        known = bool({"_stream", "coef_"} & vars(self).keys())  # hasattr would compute the coefficients of a stream
         for name, refused in NOT_IN_STREAMS.items():
             if (value := getattr(self, name)) == refused:
                 raise ValueError(f"{name}={value!r} needs all rows; partial_fit does not know them")
