@@ -97,12 +97,14 @@ with tempfile.TemporaryDirectory() as folder:
     print(f"{path.name}: {CHUNKS * ROWS:,} rows, {path.stat().st_size / 1e6:.1f} MB")
 
     stream, kept, held_out = SoftmaxRegression(random_state=0), [], []
-    with progress(CHUNKS) as show:
+    with progress(CHUNKS - 10) as show:
         for i, chunk in enumerate(read(path)):
             X = features.transform(chunk) if i else features.fit_transform(chunk)
-            (kept if i < CHUNKS - 10 else held_out).append((X, chunk["queue"]))  # for the comparison alone
-            if i < CHUNKS - 10:
-                stream.partial_fit(X, chunk["queue"], classes=QUEUES)
+            if i >= CHUNKS - 10:
+                held_out.append((X, chunk["queue"]))
+                continue
+            kept.append((X, chunk["queue"]))  # for the whole fit alone
+            stream.partial_fit(X, chunk["queue"], classes=QUEUES)
             history = stream.stream_history_  # each chunk was predicted before it was learnt
             show(f"{history['rows'][-1]:6,} rows, accuracy {history['accuracy'][-1]:.1%}")
 
