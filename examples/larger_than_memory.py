@@ -1,4 +1,4 @@
-"""Train on a file that is mapped, not read: as a stream of slices, and by minibatches of all of it. Small here."""
+"""Train on a file that is mapped, not read: as a stream of slices, and in epochs of minibatches. Small here."""
 
 import tempfile
 from pathlib import Path
@@ -26,11 +26,11 @@ with tempfile.TemporaryDirectory() as folder:
     held_out = slice(n - 10_000, n)
     last = n - 10_000
 
-    stream = SoftmaxRegression(average=True)
+    stream = SoftmaxRegression(random_state=0)
     for start in range(0, last, 2000):
         rows = slice(start, start + 2000)
-        accuracy = stream.score(X[rows], y[rows]) if start else 1 / K  # of rows that it has not seen yet
         stream.partial_fit(X[rows], y[rows], classes=range(K))
+        accuracy = stream.stream_history_["accuracy"][-1]  # of these rows, before they were learnt
         print(f"\rrow {start + 2000:6} of {last}: {accuracy:.1%} right", end="")
     print(f"\npartial_fit, one pass: {stream.score(X[held_out], y[held_out]):.1%} of the held-out rows right")
 

@@ -56,11 +56,12 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     fit_intercept : bool, default=True
         Whether to fit an intercept for each class.
     solver : {"auto", "newton", "dual", "proximal_gradient", "sgd"}, default="auto"
-        - "newton" is preconditioned Newton-CG. On many dense rows it begins with two epochs of SGD, and with a sample
-          of the rows.
+        - "newton" is preconditioned Newton-CG. On many dense rows it begins with half an epoch of SGD, and with a
+          sample of the rows.
         - "dual" is dual coordinate ascent. It needs sparse X, alpha > 0 and l1_ratio = 0.
         - "proximal_gradient" is accelerated proximal gradient descent (FISTA).
-        - "sgd" goes over minibatches with averaged steps in the metric of the curvature, as `partial_fit` always does.
+        - "sgd" takes the minibatch steps of `partial_fit`, for `max_iter` epochs: preconditioned by the covariance of
+          the features and the curvature of the classes if X is dense, FTRL-Proximal if X is sparse.
         - "auto" is "proximal_gradient" if l1_ratio > 0. Otherwise it is "newton" if X is dense or small, and "dual" if
           X is sparse, followed by "newton" if "dual" is slow. `solver_` names the solver that ran.
 
@@ -71,8 +72,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         The fit has converged when F - min F is at most tol * F, by a proven bound or by an estimate, see
         `stopped_on_`. A fit that has not converged gives a ConvergenceWarning.
     precondition : bool, default=True
-        Whether "sgd" and `partial_fit` keep the covariance of dense features, d^2 numbers, and step in its metric.
-        Without it they need more rows to get as far.
+        Whether "sgd" and `partial_fit` keep the covariance of dense features and step in its metric. Without it they
+        take less memory, and need more rows to get as far. See the notes.
     shuffle : bool, default=True
         Whether to shuffle the rows before each epoch.
     class_weight : dict or "balanced", default=None
@@ -114,8 +115,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         - "estimate": the estimate by the Newton decrement is within tol;
         - "early_stopping", "callback": the held-out rows or a callback ended the fit;
         - "max_iter": all iterations are used up;
-        - "precision": no step decreases the objective any more, in the dtype of X;
-        - "rate": the adaptive rate is down to eta0 / 10^6.
+        - "precision": no step decreases the objective any more, in the dtype of X.
     optimality_gap_ : float
         A proven bound on F - min F at the end, by duality; inf if there is no bound (alpha = 0), or if the fit was
         stopped before one was computed.
@@ -125,11 +125,23 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         ``loss`` (the objective; for SGD its running mean over the epoch, but exact if ``gap`` is known), ``gap``,
         ``gap_estimate`` (of Newton steps on all rows), ``passes`` over the data for gradients and Hessian products,
         ``time`` in seconds; with early stopping ``validation_loss`` and ``validation_score``.
+    stream_history_ : dict of arrays, one entry a call of `partial_fit` that brought rows
+        ``rows`` so far, and ``loss`` (mean cross-entropy) and ``accuracy`` of the rows of the call. Each row is
+        predicted before it is learnt, so these are the scores on new data. `fit` removes it.
     n_features_in_, feature_names_in_ :
         As everywhere in scikit-learn.
 
     Notes
     -----
+    A stream of `partial_fit` keeps its state between calls and in a pickle, and goes on from there to the last bit. The
+    first batch decides on the form of the state and on the dtype:
+
+    - Dense rows, and sparse rows of at most 256 features: the covariance of d features, d^2 numbers of float64 and d^2
+      of the dtype, or some hundred rows where d is large. ``precondition=False`` and ``l1_ratio > 0`` leave it out.
+      Beside it there are some arrays of K d numbers and some hundred rows.
+    - Other sparse rows: W^T in the dtype, and two float64 numbers a feature. A batch costs time in proportion to its
+      nonzeros, whatever d is. `coef_` is computed when it is read.
+
     `set_callbacks` takes `ProgressBar`, `ScoringMonitor` and others that follow `sklearn.callback`'s protocol. Each
     iteration, and each call of `partial_fit`, is a task. Callbacks get X and y as `fit` got them, held-out rows
     included. Their `fitted_estimator` is the estimator that `fit` would return if it ended at that time: before the
@@ -138,15 +150,31 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
     References
     ----------
+    Newton's method and dual ascent:
+
     Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
-    Sutskever et al. (2013), On the importance of initialization and momentum in deep learning, ICML.
-    Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30.
-    Ross, Mineiro and Langford (2013), Normalized online learning, UAI.
-    Gower et al. (2019), SGD: general analysis and improved rates, ICML.
-    Shalev-Shwartz and Zhang (2013), Stochastic dual coordinate ascent methods for regularized loss, JMLR 14.
     Steihaug (1983), The conjugate gradient method and trust regions, SIAM J. Numer. Anal. 20.
     Eisenstat and Walker (1996), Choosing the forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17.
+    Shalev-Shwartz and Zhang (2013), Stochastic dual coordinate ascent methods for regularized loss, JMLR 14.
+
+    l1 by proximal gradients:
+
     Beck and Teboulle (2009), A fast iterative shrinkage-thresholding algorithm, SIAM J. Imaging Sci. 2.
+
+    Streams and SGD of dense rows:
+
+    Martens and Grosse (2015), Optimizing neural networks with Kronecker-factored approximate curvature, ICML.
+    Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30.
+    Shamir and Zhang (2013), Stochastic gradient descent for non-smooth optimization: convergence results and optimal
+    averaging schemes, ICML.
+    Ross, Mineiro and Langford (2013), Normalized online learning, UAI.
+
+    Streams and SGD of sparse rows:
+
+    McMahan (2011), Follow-the-regularized-leader and mirror descent: equivalence theorems and L1 regularization,
+    AISTATS.
+    Duchi, Hazan and Singer (2011), Adaptive subgradient methods for online learning and stochastic optimization,
+    JMLR 12.
 
     Examples
     --------
@@ -241,7 +269,7 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         ValueError
             If the data, a start or a combination of parameters cannot be used.
         FloatingPointError
-            If SGD diverged because the rate is too high, or features are too large or too small for their dtype.
+            If features are too large or too small for their dtype.
 
         Examples
         --------
@@ -286,9 +314,10 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
 
         One pass over shuffled rows is about as good as a whole fit. How a stream is cut into batches does not matter:
         steps depend on the rows alone. Dense rows that do not fill a step yet, at most 256, wait for the next call.
-        The state is kept between calls and pickled with the estimator, as plain arrays. `alpha`, `l1_ratio` and
-        `label_smoothing` may be set between calls. `n_iter_` counts the calls that brought rows. After `fit`, a stream
-        begins at its coefficients.
+        The state of the optimiser is kept between calls, and pickled with the estimator; a stream that begins after
+        `fit` goes on from its coefficients. Of the parameters, `alpha`, `label_smoothing` and `class_weight` can be
+        set between calls and count from the next one on. `n_iter_` counts the calls that brought rows, and
+        `stream_history_` has the scores of their rows. ``verbose=1`` prints them, a line a call.
 
         Parameters
         ----------

@@ -1,10 +1,13 @@
 """partial_fit over batches of any size and scale; data on disk that do not fit in memory."""
 
 import copy
+import io
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
+import joblib
 import numpy as np
 import pytest
 from scipy import sparse
@@ -58,8 +61,25 @@ def test_how_a_stream_is_cut_does_not_matter(form, soft):
     assert [model.n_iter_ for model in models] == [1, 3, N]
 
 
+def through_joblib(model):
+    file = io.BytesIO()
+    joblib.dump(model, file)
+    file.seek(0)
+    return joblib.load(file)
+
+
+def through_skops(model):
+    """The one type that skops asks to trust is the estimator's own."""
+    skops_io = pytest.importorskip("skops.io")
+    data = skops_io.dumps(model)
+    assert skops_io.get_untrusted_types(data=data) == ["softreg._estimator.SoftmaxRegression"]
+    return skops_io.loads(data, trusted=["softreg._estimator.SoftmaxRegression"])
+
+
 @forms
-@pytest.mark.parametrize("copied", [lambda model: pickle.loads(pickle.dumps(model)), copy.deepcopy])
+@pytest.mark.parametrize(
+    "copied", [lambda model: pickle.loads(pickle.dumps(model)), copy.deepcopy, through_joblib, through_skops]
+)
 def test_goes_on_bit_for_bit(form, copied):
     X, y = data()
     model = SoftmaxRegression(random_state=0)
@@ -91,6 +111,26 @@ def test_a_state_of_another_format_is_refused(form):
     state["_stream"]["format"] = 99
     with pytest.raises(ValueError, match="format 99"):
         SoftmaxRegression().__setstate__(state)
+
+
+@forms
+def test_a_state_without_a_setting(form):
+    """A setting that came later has a default; without one that is needed, the error names it."""
+    X, y = data()
+    model = SoftmaxRegression(random_state=0).partial_fit(form(X), y, classes=np.arange(K))
+    older, broken, empty = (pickle.loads(pickle.dumps(model.__getstate__())) for _ in range(3))
+    for name in ("precondition", "has_l1", "planned_rows"):
+        del older["_stream"]["settings"][name]
+    other = SoftmaxRegression()
+    other.__setstate__(older)
+    same(model.partial_fit(form(X), y), other.partial_fit(form(X), y))
+    del broken["_stream"]["settings"]["n_classes"]
+    with pytest.raises(ValueError, match="no 'n_classes'"):
+        SoftmaxRegression().__setstate__(broken)
+    for part in ("format", "optimizer"):
+        del empty["_stream"][part]
+        with pytest.raises(ValueError, match="format None"):
+            SoftmaxRegression().__setstate__(empty)
 
 
 @forms
@@ -290,6 +330,90 @@ def test_a_long_stream_of_small_batches_goes_on_learning():
         losses.append(log_loss(y, model.predict_proba(X)))
     best = log_loss(y, SoftmaxRegression().fit(X, y).predict_proba(X))
     assert max(losses) < 1.1 * best
+
+
+SPOILT = {
+    "mixed units": lambda X: X * np.logspace(-6, 6, X.shape[1]),
+    "shifted": lambda X: X + 1e6,
+    "constant": lambda X: np.column_stack([X, np.full(len(X), 7.3)]),
+    "duplicated": lambda X: np.hstack([X, X]),
+    "collinear": lambda X: np.column_stack([X, X @ np.arange(1.0, X.shape[1] + 1)]),
+}
+
+
+@forms
+@pytest.mark.parametrize("precondition", [True, False])
+@pytest.mark.parametrize("name", SPOILT)
+def test_raw_features_of_any_kind(form, precondition, name):
+    """One pass over 1,600 rows: within .03 of the accuracy of a whole fit on the 400 others."""
+    X, y = softmax_data(2000, D, K)
+    X = SPOILT[name](X)
+    model = SoftmaxRegression(precondition=precondition, random_state=0)
+    for start in range(0, 1600, 100):
+        model.partial_fit(form(X[start : start + 100]), y[start : start + 100], classes=K)
+    fit = SoftmaxRegression().fit(X[:1600], y[:1600])
+    assert model.score(form(X[1600:]), y[1600:]) > fit.score(X[1600:], y[1600:]) - 0.03
+
+
+@pytest.mark.parametrize(
+    ("load", "size"), [(load_digits, 10), (load_digits, 100), (load_wine, 1), (load_wine, 10), (load_wine, 100)]
+)
+def test_one_pass_over_raw_rows(load, size):
+    """Within .03 of the whole fit and not below SGDClassifier on the same batches: the mean of three splits."""
+    X, y = load(return_X_y=True)
+    scores = []
+    for seed in range(3):
+        A, B, a, b = train_test_split(X, y, test_size=0.3, stratify=y, random_state=seed)
+        models = SoftmaxRegression(random_state=0), SGDClassifier(loss="log_loss", random_state=0)
+        for start in range(0, len(A), size):
+            for model in models:
+                model.partial_fit(A[start : start + size], a[start : start + size], classes=np.unique(y))
+        scores.append([model.score(B, b) for model in (*models, SoftmaxRegression().fit(A, a))])
+    ours, sgd, fit = np.mean(scores, axis=0)
+    assert ours > fit - 0.03
+    assert ours >= sgd
+
+
+@pytest.mark.parametrize("load", [load_digits, load_wine])
+def test_one_class_after_the_other(load):
+    """A sorted stream, whose first batches have one class: finite, and better than the most frequent class."""
+    X, y = load(return_X_y=True)
+    order = np.argsort(y, kind="stable")
+    model = streamed(SoftmaxRegression(random_state=0), X[order], y[order], [50] * (len(y) // 50) + [len(y) % 50])
+    assert np.isfinite(model.coef_).all()
+    assert model.score(X, y) > 1.5 * np.bincount(y).max() / len(y)
+
+
+@forms
+def test_a_class_of_a_thousandth(form):
+    """10 rows of 10,000, four standard deviations away: most of them are found, and few others with them."""
+    rng = np.random.default_rng(0)
+    y = np.zeros(10_000, int)
+    y[rng.choice(10_000, 10, replace=False)] = 1
+    X = rng.normal(size=(10_000, 3)) + 4.0 * y[:, None]
+    model = streamed(SoftmaxRegression(random_state=0), form(X), y, [100] * 100)
+    found = model.predict(form(X))
+    assert found[y == 1].mean() > 0.5 and found[y == 0].mean() < 0.001
+
+
+def test_sparse_batches_touch_their_features_alone():
+    """d = 2^20: rows of theta whose features do not come stay as they are, and learning takes less memory than a byte
+    a feature; an array of size d has 8."""
+    d = 2**20
+    rng = np.random.default_rng(0)
+    columns = np.sort(rng.choice(d, size=(100, 8)), axis=1).ravel()
+    X = sparse.csr_array((rng.normal(size=800), columns, np.arange(0, 801, 8)), shape=(100, d))
+    y = rng.integers(K, size=100)
+    model = SoftmaxRegression(random_state=0).partial_fit(X[:50], y[:50], classes=K)
+    before = model._stream.optimizer.theta.copy()
+    tracemalloc.start()
+    model.partial_fit(X[50:], y[50:])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < d
+    changed = np.flatnonzero((model._stream.optimizer.theta != before).any(axis=1))
+    assert len(changed) > 100
+    assert np.isin(changed, [*columns[400:], d]).all()  # d is the intercept
 
 
 # --- larger than memory -------------------------------------------------------------------------------------

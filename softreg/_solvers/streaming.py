@@ -12,6 +12,7 @@ from softreg._solvers.dense_stream import KroneckerPreconditionedSGD
 from softreg._solvers.sparse_stream import SparseStream
 
 FORMAT = 1  # of the state
+OPTIONAL_SETTINGS = {"precondition": True, "has_l1": False, "planned_rows": None}  # where a state has none
 TRIAL_ROWS = 1000  # that tell the strengths of sparse features, where a stream begins at coefficients
 NARROW = 256  # features up to which sparse rows are learnt as dense ones: a covariance is worth more than zeros
 GATHERED_NUMBERS = 2**20  # of dense rows that are copied at a time, where they are visited in a random order
@@ -146,12 +147,15 @@ class Stream:
     @classmethod
     def from_state(cls, state):
         """Return the stream that `get_state` described; it goes on bit for bit."""
-        if state["format"] != FORMAT:
-            raise ValueError(f"the stream has format {state['format']}; this version of softreg reads {FORMAT}")
-        stream = cls(state["settings"])
-        stream.calls, stream.rows = state["calls"], state["rows"]
-        stream.history = {name: numbers.tolist() for name, numbers in state["history"].items()}
-        stream.optimizer.set_state(state["optimizer"])
+        if state.get("format") != FORMAT:
+            raise ValueError(f"the stream has format {state.get('format')}; this version of softreg reads {FORMAT}")
+        try:
+            stream = cls(OPTIONAL_SETTINGS | state["settings"])
+            stream.calls, stream.rows = state["calls"], state["rows"]
+            stream.history = {name: numbers.tolist() for name, numbers in state["history"].items()}
+            stream.optimizer.set_state(state["optimizer"])
+        except KeyError as missing:
+            raise ValueError(f"the state of the stream has no {missing}: it is not complete") from missing
         return stream
 
 
