@@ -16,6 +16,8 @@ Where p is at most `FULL_FEATURES`, A is the covariance of all rows (`Covariance
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, cholesky, lapack, solve_triangular
 
+from softreg._solvers.dense_stream_newton import hessian
+
 FULL_FEATURES = 3000
 SAMPLE = 256  # rows of `SampledCovariance`
 SHRINKAGE = 1e-3  # towards the identity, on top of p / (p + rows)
@@ -285,14 +287,8 @@ class FullHessian:
 
     def observe(self, Z, P, weight, unit):
         """Add a block: sum_i s_i (diag(p_i) - p_i p_i^T) x z_i z_i^T, divided by `unit`."""
-        b, (K, p) = len(Z), self.shape
-        Z, P = Z.astype(np.float64), P.astype(np.float64)
-        Zs = Z if weight is None else Z * weight[:, None]
-        outer = (P[:, :, None] * Z[:, None, :]).reshape(b, K * p)
-        scaled = outer if weight is None else outer * np.sqrt(weight)[:, None]
-        H = -(scaled.T @ scaled).reshape(K, p, K, p)
-        for k in range(K):
-            H[k, :, k] += (Zs * P[:, k, None]).T @ Z
+        H = hessian(Z.astype(np.float64), P.astype(np.float64), weight).reshape(self.mean.shape)
+        b = len(Z)
         self.rows += b
         self.mean += min(1.0, HESSIAN_RECENCY * b / self.rows) * (H / unit - self.mean)
 
