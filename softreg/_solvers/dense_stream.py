@@ -26,6 +26,7 @@ import numpy as np
 
 from softreg import _core, _dense_stream
 from softreg._solvers.dense_stream_metrics import ClassCurvature, FullHessian, feature_metric
+from softreg._solvers.dense_stream_newton import CAUTION, LocalModel
 from softreg._solvers.row_buffer import RowBuffer
 from softreg._validation import OVERFLOW
 
@@ -37,6 +38,7 @@ PRIOR = 0.01  # a ridge on V, times p / rows: few rows for many features give mo
 REPLAYED = 1024  # first rows that are kept where V has no more numbers; replayed when REPLAY_GROWTH times as many
 REPLAY_STEPS, REPLAY_GROWTH = 3, 1.05
 FULL_HESSIAN = 256  # numbers in V up to which a fit of planned epochs takes the whole Hessian, in large blocks
+NEWTON = 700  # numbers in V up to which later epochs of a fit take Newton's steps: an epoch costs n (K p)^2
 GROWTH = 4.0  # a feature whose mean square has grown by this factor gets a new scale at once
 LARGEST_PENALTY = 1e15  # in units of curvature: beyond it a coefficient is zero anyway, and float32 would overflow
 SMALLEST_SCALE = 1e-290  # its inverse is finite
@@ -88,6 +90,9 @@ class KroneckerPreconditionedSGD:
         if planned_rows and precondition and not l1 and self.V.size <= FULL_HESSIAN:
             self.hessian, self.block = FullHessian(shape), LARGEST_BLOCK
             self.PARTS = (*self.PARTS, "hessian")
+        self.takes_newton = bool(planned_rows and precondition and not l1 and self.V.size <= NEWTON)
+        self.model = self.best = None  # of an epoch of Newton's, and that with the least F so far
+        self.caution = 1.0
         self.time_scale = 50 * self.block + 20 * d  # rows after which the rate begins to fall
         self.waiting = RowBuffer(self.block, d, n_classes, self.dtype)
         kept = REPLAYED if self.V.size <= REPLAYED else 0
@@ -101,6 +106,8 @@ class KroneckerPreconditionedSGD:
         codes (n,) intp or None, targets (n, K) or None, sample_weight (n,) or None. A row is predicted by the model
         that stood before its block was learnt. Rows of weight zero are left out. X is read by blocks.
         """
+        if self.model:
+            return self._learn_newton(X, codes, targets, sample_weight)
         used = None if sample_weight is None or np.all(sample_weight > 0) else np.flatnonzero(sample_weight > 0)
         total = X.shape[0] if used is None else len(used)
         loss, correct, start = 0.0, 0.0, 0
@@ -112,8 +119,26 @@ class KroneckerPreconditionedSGD:
             loss, correct, start = loss + part_loss, correct + part_correct, stop
         return loss, correct
 
+    def begin_epoch(self, epoch, n_epochs):
+        """Begin epoch 0, 1, ... of a fit of `n_epochs`. Where V has few numbers, only the first one is of SGD's steps."""
+        if not self.takes_newton:
+            return
+        if epoch == 0:
+            self.planned_rows //= n_epochs
+            return
+        self.planned_rows = self.rows  # these have come
+        self.model = LocalModel(self.mean, self._penalty(), self.label_smoothing)
+
+    def end_epoch(self):
+        """End an epoch after which others come, or the last one."""
+        if self.takes_newton:
+            self.finish()
+
     def finish(self):
-        """Learn the rows that wait for their block to be filled: the end of a fit."""
+        """Learn the rows that wait for a step: the end of a fit."""
+        if self.model:
+            self._finish_newton()
+            return
         if self.waiting.count:
             self._step(*self.waiting.take())
         if self.replayed_at < self.kept.count:
@@ -186,6 +211,33 @@ class KroneckerPreconditionedSGD:
         right = logits.argmax(axis=1) == (targets.argmax(axis=1) if codes is None else codes)
         correct = np.count_nonzero(right) if weight is None else weight[right].sum(dtype=np.float64)
         return float(losses.sum(dtype=np.float64)), float(correct)
+
+    # --- an epoch of Newton's method ----------------------------------------------------------------------------
+
+    def _learn_newton(self, X, codes, targets, weight):
+        """Add rows to the model of this epoch; return what `learn` does."""
+        loss, correct = 0.0, 0.0
+        for start in range(0, len(X), LARGEST_BLOCK):
+            rows = slice(start, start + LARGEST_BLOCK)
+            block = [None if a is None else a[rows] for a in (X, codes, targets, weight)]
+            Z = self._standardize(block[0])
+            part_loss, part_correct = self._assess(Z, *block[1:])
+            loss, correct = loss + part_loss, correct + part_correct
+            leverage = np.sqrt(np.sum(Z * self.metric.apply(Z), axis=1, dtype=np.float64))
+            Y = np.eye(len(self.V))[block[1]] if targets is None else block[2].astype(np.float64)
+            s = np.ones(len(Z)) if weight is None else block[3].astype(np.float64)
+            self.model.add(Z.astype(np.float64), Y, s, leverage)
+        return loss, correct
+
+    def _finish_newton(self):
+        """Move to the minimum of the model, or of an earlier one if F has grown since."""
+        model, self.model = self.model, None
+        if self.best is None or model.value() <= self.best.value():
+            self.best, self.caution = model, max(1.0, self.caution / CAUTION)
+        else:
+            self.caution *= CAUTION
+        self.V = self.best.minimize(self.caution)
+        self.mean[:] = self.V
 
     # --- coordinates --------------------------------------------------------------------------------------------
 

@@ -16,9 +16,12 @@ Where p is at most `FULL_FEATURES`, A is the covariance of all rows (`Covariance
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, cholesky, lapack, solve_triangular
 
+from softreg._solvers.dense_stream_newton import hessian
+
 FULL_FEATURES = 3000
 SAMPLE = 256  # rows of `SampledCovariance`
 SHRINKAGE = 1e-3  # towards the identity, on top of p / (p + rows)
+RECENT = 256  # rows of which `Covariance` takes the products together
 EVERY_ROW, EVERY_NTH = 3, 8  # a covariance takes all blocks for 3 p rows, then one of 8
 
 FULL_CLASSES = 256  # up to here the class curvature is a (K, K) matrix, above it its diagonal
@@ -63,13 +66,18 @@ class Metric:
 
 
 class Covariance(Metric):
-    """The covariance of all features. State: p^2 numbers of float64, p^2 of `dtype`."""
+    """The covariance of all features. State: p^2 numbers of float64, p^2 of `dtype`, and `RECENT` rows.
 
-    STATE = ("second", "weight", "blocks", "inverse")
+    Recent rows wait and are added up together: a large product costs less a row, and while only they are there a move
+    of the coordinates touches no p^2 numbers.
+    """
+
+    STATE = ("second", "weight", "blocks", "inverse", "recent", "waiting")
 
     def __init__(self, *settings):
         super().__init__(*settings)
         self.second, self.weight, self.blocks = np.zeros((self.p, self.p)), 0.0, 0  # sum of s z z^T, of s
+        self.recent, self.waiting = np.zeros((RECENT, self.p), self.dtype), 0  # rows sqrt(s) z not yet in `second`
         self.inverse = np.ones(self.p, self.dtype)  # (p,) while A is diagonal, then (p, p)
 
     def observe(self, Z, weight, total, rows):
@@ -77,19 +85,35 @@ class Covariance(Metric):
         self.blocks += 1
         if left_out:
             return
-        Zs = Z if weight is None else Z * np.sqrt(weight)[:, None]
-        self.second += Zs.T @ Zs  # NumPy sees the symmetry and calls syrk
+        for start in range(0, len(Z), RECENT):
+            part = slice(start, start + RECENT)
+            self._add(Z[part] if weight is None else Z[part] * np.sqrt(weight[part])[:, None])
         self.weight += total
         self.rows += len(Z)
 
+    def _add(self, Zs):
+        """Let rows Zs, at most `RECENT` of them, wait."""
+        if self.waiting + len(Zs) > RECENT:
+            self._add_up()
+        self.recent[self.waiting : self.waiting + len(Zs)] = Zs
+        self.waiting += len(Zs)
+
+    def _add_up(self):
+        """Add the recent rows to the second moments."""
+        Zs = self.recent[: self.waiting]
+        self.second += Zs.T @ Zs  # NumPy sees the symmetry and calls syrk
+        self.waiting = 0
+
     def move(self, shift, factor):
-        M = self.second
-        shifted, scaled = np.flatnonzero(shift), np.flatnonzero(factor != 1)  # often few: p^2 numbers stay as they are
-        if len(shifted):
-            M[shifted] -= shift[shifted, None] * M[-1]
-            M[:, shifted] -= M[:, -1:] * shift[shifted]
-        M[scaled] /= factor[scaled, None]
-        M[:, scaled] /= factor[scaled]
+        _move_rows(self.recent[: self.waiting], shift, factor)
+        M, d = self.second, self.d
+        if self.rows == self.waiting:  # M is zero
+            return
+        if shift.any():
+            M[:d] -= shift[:, None] * M[-1]
+            M[:, :d] -= M[:, -1:] * shift
+        M[:d] /= factor[:, None]
+        M[:, :d] /= factor
 
     def refresh(self, penalty, rows):
         if self.rows < self.p / 2 and self.p > 128:  # too few rows for what a factor costs
@@ -103,6 +127,7 @@ class Covariance(Metric):
 
     def covariance(self):
         """Return the covariance of the features, (p, p); the row and column of the intercept are zero."""
+        self._add_up()
         A = self.second / self.weight
         if self.fit_intercept:
             A -= np.outer(A[-1], A[-1])
@@ -135,10 +160,7 @@ class SampledCovariance(Metric):
         self.rows = min(SAMPLE, self.rows + take)
 
     def move(self, shift, factor):
-        used = self.sample[: self.rows]
-        if self.fit_intercept:
-            used[:, : self.d] -= (used[:, self.d :] * shift).astype(self.dtype)
-        used[:, : self.d] /= factor.astype(self.dtype)
+        _move_rows(self.sample[: self.rows], shift, factor)
 
     def refresh(self, penalty, rows):
         rho = self.shrinkage()
@@ -265,14 +287,8 @@ class FullHessian:
 
     def observe(self, Z, P, weight, unit):
         """Add a block: sum_i s_i (diag(p_i) - p_i p_i^T) x z_i z_i^T, divided by `unit`."""
-        b, (K, p) = len(Z), self.shape
-        Z, P = Z.astype(np.float64), P.astype(np.float64)
-        Zs = Z if weight is None else Z * weight[:, None]
-        outer = (P[:, :, None] * Z[:, None, :]).reshape(b, K * p)
-        scaled = outer if weight is None else outer * np.sqrt(weight)[:, None]
-        H = -(scaled.T @ scaled).reshape(K, p, K, p)
-        for k in range(K):
-            H[k, :, k] += (Zs * P[:, k, None]).T @ Z
+        H = hessian(Z.astype(np.float64), P.astype(np.float64), weight).reshape(self.mean.shape)
+        b = len(Z)
         self.rows += b
         self.mean += min(1.0, HESSIAN_RECENCY * b / self.rows) * (H / unit - self.mean)
 
@@ -300,6 +316,14 @@ class FullHessian:
         self.mean, self.rows = state["mean"].copy(), state["rows"]
 
 
+def _move_rows(Zs, shift, factor):
+    """Express rows Zs, of sqrt(s) z with sqrt(s) in the last column if there is an intercept, in new coordinates."""
+    d = len(shift)
+    if d < Zs.shape[1]:
+        Zs[:, :d] -= (Zs[:, d:] * shift).astype(Zs.dtype)
+    Zs[:, :d] /= factor.astype(Zs.dtype)
+
+
 def _inverse(A, dtype):
     """Return the inverse of a positive definite A in `dtype`, or made in float64 where that has too few digits."""
     for precision in (dtype, np.float64):
@@ -307,7 +331,8 @@ def _inverse(A, dtype):
         factor, failed = potrf(A.astype(precision), lower=True, overwrite_a=True)
         if not failed:
             inverse = potri(factor, lower=True, overwrite_c=True)[0]
-            upper = np.triu_indices_from(inverse, 1)
-            inverse[upper] = inverse.T[upper]
-            return inverse.astype(dtype, order="C")
+            full = inverse.T.astype(dtype)  # row by row is contiguous
+            for j in range(1, len(full)):
+                full[j, :j] = full[:j, j]
+            return full
     raise np.linalg.LinAlgError("the covariance of the features is not finite")

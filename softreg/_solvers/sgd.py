@@ -34,6 +34,7 @@ def sgd(objective, start, options, monitor):
         stream.begin_epoch(epoch, epochs)
         losses, _ = stream.learn(objective, options.random_state.permutation(n) if options.shuffle else np.arange(n))
         last = epoch == epochs - 1
+        stream.end_epoch()
         if last:
             stream.finish()
         result.W = stream.coefficients(objective.design)

@@ -99,8 +99,12 @@ class Stream:
 
     def begin_epoch(self, epoch, n_epochs):
         """Begin epoch 0, 1, ... of a fit of `n_epochs`."""
-        if self.settings["kind"] == "csr":
-            self.optimizer.begin_epoch(epoch, n_epochs)
+        self.optimizer.begin_epoch(epoch, n_epochs)
+
+    def end_epoch(self):
+        """End an epoch of a fit."""
+        if self.settings["kind"] == "dense":
+            self.optimizer.end_epoch()
 
     def finish(self):
         """End a fit: learn the rows that wait for a step."""
