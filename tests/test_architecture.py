@@ -14,7 +14,7 @@ PAGE = Path(__file__).resolve().parents[1] / "ARCHITECTURE.md"
 # From the bottom to the top; a file imports from its own layer and those below. Compiled modules are at the bottom, and
 # Python files that are not named here at the top.
 LAYERS = [
-    {"_reference", "_dense_stream_reference", "_sparse_stream_reference"},
+    {"_reference", "_dense_stream_reference", "_sparse_stream_reference", "_coordinate_descent_reference"},
     {"_memory_layout", "_array_checks", "_threads", "_systematic_sampling", "_class_directions", "_typing"},
     {"_design_matrix"},
     {"functional", "_validation"},
