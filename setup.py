@@ -86,7 +86,7 @@ SHARED = [f"softreg/{name}" for name in (
 setup(
     ext_modules=[
         Extension(f"softreg.{name}", [f"softreg/{name}.pyx"], depends=SHARED)
-        for name in ("_core", "_dual_ascent", "_dense_stream", "_sparse_stream")
+        for name in ("_core", "_dual_ascent", "_dense_stream", "_sparse_stream", "_coordinate_descent")
     ],
     cmdclass={"build_ext": ProbingBuildExt},
 )

@@ -61,7 +61,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
         over the folds, of the best of each fold.
     fit_intercept : bool, default=True
         As in `SoftmaxRegression`.
-    solver : {"auto", "newton", "dual", "proximal_gradient", "sgd"}, default="auto"
+    solver : {"auto", "newton", "dual", "proximal_newton", "sgd"}, default="auto"
         As in `SoftmaxRegression`.
     max_iter : int, default=100
         As in `SoftmaxRegression`.

@@ -166,11 +166,6 @@ class DenseDesign(_Design):
             out[-1] = C.sum(axis=0)
         return out
 
-    def column_mean_squares(self):
-        """Return the mean of x_ij^2 over the rows for each feature, (d,)."""
-        X = self.copy_rows(slice(None))
-        return np.einsum("ij,ij->j", X, X) / len(X)
-
     def standardized_row_lengths(self, share):
         """Return the squared lengths of the rows in standardised units over their mean, (n,), for weights share (n,).
 
@@ -240,10 +235,6 @@ class CSRDesign(_Design):
         if self.fit_intercept:
             out[-1] = C.sum(axis=0)
         return out
-
-    def column_mean_squares(self):
-        X = self.copy_rows(slice(None))
-        return np.asarray(X.multiply(X).mean(axis=0)).ravel()
 
     def standardized_row_lengths(self, share):
         """Return ones: standardised rows would be dense."""

@@ -36,12 +36,21 @@ def lower_bound(linearization):
     rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(coef)
     objective.coef(G)[...] += np.copysign(rounding, objective.coef(G))
     step = penalty_derivative(objective, G)
-    by_entropy = dual_bound(objective, entropy, G.copy()) - _rounding.of_entropy(objective)
-    by_entropy -= _rounding.of_sums(objective, loss, step)
+    by_entropy = bound_of_distributions(objective, entropy, G, loss)
     if not np.isfinite(of_loss):
-        return max(by_entropy, 0.0)  # F >= 0
+        return by_entropy
     by_loss = dual_bound(objective, of_loss, G) - allowance - _rounding.of_loss(objective, W, loss)
-    return max(by_entropy, by_loss - _rounding.of_sums(objective, loss, coef + step), 0.0)
+    return max(by_entropy, by_loss - _rounding.of_sums(objective, loss, coef + step, coef))
+
+
+def bound_of_distributions(objective, entropy, G, loss, dtype=None):
+    """Return a proven lower bound on min F, from the mean entropy and G of distributions, and the loss near there.
+
+    Both were computed in `dtype`, by default the objective's; the bound leaves room for its rounding.
+    """
+    allowance = _rounding.of_sums(objective, loss, penalty_derivative(objective, G), dtype=dtype)
+    allowance += _rounding.of_entropy(objective, dtype)
+    return max(dual_bound(objective, entropy, G.copy()) - allowance, 0.0)  # F >= 0
 
 
 def penalty_derivative(objective, G):
@@ -63,8 +72,12 @@ def dual_bound(objective, entropy, G):
 
     Q meets the condition on the class totals only where the intercept's column g of G is zero. So the bound is that
     of other distributions, u ((1 - t) Q + t r) + (1 - u) Y. A share t of the constant distribution r = y - g (1-t)/t,
-    the smallest that keeps r >= 0, repairs the totals y. And u <= 1 scales G down to what is best (l2 > 0) or allowed
-    (l2 = 0). H is concave, so they have at least the entropy u ((1 - t) H(Q) + t H(r)).
+    the smallest that keeps r >= 0, repairs the totals y. And the u in [0, 1] is the best. H is concave, so they have
+    at least the entropy h = u ((1 - t) H(Q) + t H(r)).
+
+    u h - sum max(u a - l1, 0)^2 / (2 l2), with a = |G|, is largest where sum a max(u a - l1, 0) = l2 h. Over the m
+    largest a, and without the max, that is u = (l2 h + l1 sum a) / sum a^2, and the right m gives the least u. Without
+    l2, that is l1 over the largest a.
     """
     if objective.fit_intercept:
         g = G[:, -1] - G[:, -1].mean()  # they sum to zero but for rounding
@@ -78,10 +91,14 @@ def dual_bound(objective, entropy, G):
             entropy = (1 - t) * entropy - t * np.sum(r * np.log(np.where(r > 0, r, 1)))
             G *= 1 - t
             G += t * (r[:, None] * M.sum(axis=0) - M)
-    G, entropy = objective.coef(G), max(entropy, 0.0)
-    if objective.l2:
-        charge = squared_norm(np.maximum(np.abs(G) - objective.l1, 0)) / (2 * objective.l2)
-        u = min(1.0, entropy / (2 * charge)) if charge > 0 else 1.0
-        return u * entropy - u * u * charge
-    largest = np.abs(G).max(initial=0.0)
-    return entropy * min(1.0, objective.l1 / largest) if largest > 0 else entropy
+    entropy, l1, l2 = max(entropy, 0.0), objective.l1, objective.l2
+    a = np.abs(objective.coef(G)).ravel()
+    a = np.sort(a[~(a <= l1)])[::-1]  # NaN stays
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.cumsum(a * a)
+    if not len(a) or squares[-1] == 0:
+        return entropy
+    if not np.isfinite(squares[-1]):
+        return 0.0
+    u = min(1.0, np.min((l2 * entropy + l1 * np.cumsum(a)) / squares))
+    return u * entropy - (np.sum(np.maximum(u * a - l1, 0) ** 2) / (2 * l2) if l2 else 0.0)

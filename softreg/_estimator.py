@@ -55,19 +55,20 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         Share of the L1 penalty, in [0, 1]; above 0, coefficients can be exactly zero.
     fit_intercept : bool, default=True
         Whether to fit an intercept for each class.
-    solver : {"auto", "newton", "dual", "proximal_gradient", "sgd"}, default="auto"
+    solver : {"auto", "newton", "dual", "proximal_newton", "sgd"}, default="auto"
         - "newton" is preconditioned Newton-CG. On many dense rows it begins with half an epoch of SGD, and with a
           sample of the rows.
         - "dual" is dual coordinate ascent. It needs sparse X, alpha > 0 and l1_ratio = 0.
-        - "proximal_gradient" is accelerated proximal gradient descent (FISTA).
+        - "proximal_newton" minimises quadratic models together with the l1 penalty. It needs alpha > 0 and
+          l1_ratio > 0.
         - "sgd" takes the minibatch steps of `partial_fit`, for `max_iter` epochs: preconditioned by the covariance of
           the features and the curvature of the classes if X is dense, FTRL-Proximal if X is sparse.
-        - "auto" is "proximal_gradient" if l1_ratio > 0. Otherwise it is "newton" if X is dense or small, and "dual" if
+        - "auto" is "proximal_newton" if l1_ratio > 0. Otherwise it is "newton" if X is dense or small, and "dual" if
           X is sparse, followed by "newton" if "dual" is slow. `solver_` names the solver that ran.
 
-        Only "proximal_gradient" and "sgd" can do l1_ratio > 0.
+        Only "proximal_newton" and "sgd" can do l1_ratio > 0.
     max_iter : int, default=100
-        The most iterations: Newton or proximal steps, epochs of SGD or of dual coordinate ascent.
+        The most iterations: Newton steps, epochs of SGD or of dual coordinate ascent.
     tol : float, default=1e-4
         The fit has converged when F - min F is at most tol * F, by a proven bound or by an estimate, see
         `stopped_on_`. A fit that has not converged gives a ConvergenceWarning.

@@ -22,14 +22,14 @@ import numpy as np
 DEVIATIONS = 10.0  # 1e-23 is the chance of a larger error
 
 
-def of_entropy(objective):
-    """Return the rounding of the mean entropy of the probabilities.
+def of_entropy(objective, dtype=None):
+    """Return the rounding of the mean entropy of probabilities of a dtype, by default the objective's.
 
     A probability is right to 8 u (4 ulp), its logarithm to 2 u; sums over K classes are rounded K times. The mean over
     the rows is made in float64, but does not help: probabilities that are nearly one are all rounded the same way.
     """
     K = objective.n_classes
-    return _unit(objective) * (8 + (10 + np.sqrt(K)) * np.log(K))
+    return _unit(objective, dtype) * (8 + (10 + np.sqrt(K)) * np.log(K))
 
 
 def of_loss(objective, W, loss):
@@ -45,20 +45,36 @@ def of_loss(objective, W, loss):
     return _unit(objective) * (of_losses + of_logits * 2 * min(loss, 1.0))
 
 
-def of_sums(objective, loss, along):
-    """Return how far the rounding of the sums in G may move a bound whose derivative in G is `along` (K, d).
+def of_sums(objective, loss, along, of_entropy=0.0, dtype=None):
+    """Return how far the rounding of the sums in G may move a bound, of which the entropy may be a function of G, too.
 
     Sums over the rows are sums of numbers whose mean magnitude is at most rms(x_j) rms(p_k - y_k). Intercepts are
-    summed in float64. Beside that, each p - y is right to 4 u, maybe for all rows in the same direction. Without l2 the
-    bound is H l1 / max |G|, which moves by the error of the largest entry of G times loss / l1, too.
+    summed in float64. Beside that, each p - y is right to 4 u, maybe for all rows in the same direction.
+
+    With l2 the bound moves by its derivative in G times the error. With l1 there is another limit, which holds for any
+    l2: errors of at most e in G are made up for by scaling the distributions by l1 / (l1 + e), which takes e / l1 of
+    the entropy, at most twice the loss where a bound is near it.
+
+    Parameters
+    ----------
+    objective : Objective
+    loss : float
+    along : array (K, d), the derivative of the bound in G; not used without l2
+    of_entropy : array (K, d), the derivative of the entropy in G, or 0
+    dtype : of the sums, if it is not that of the objective
     """
-    sizes = objective.column_sizes()
+    sizes = objective.column_sizes().astype(np.float64)
     of_sum = DEVIATIONS * np.sqrt(objective.design.longest_sum * 2 * min(loss, 1.0))
-    moved = of_sum * np.linalg.norm(along * sizes) + 4 * (np.linalg.norm(along, axis=0) @ sizes)
-    if not objective.l2:
-        moved += (of_sum + 4) * np.max(sizes, initial=0.0) * loss / objective.l1
-    return _unit(objective) * float(moved)
+
+    def moved(derivative):
+        derivative = np.broadcast_to(derivative, (objective.n_classes, objective.n_features))
+        return of_sum * np.linalg.norm(derivative * sizes) + 4 * (np.linalg.norm(derivative, axis=0) @ sizes)
+
+    limits = [moved(along)] if objective.l2 else []
+    if objective.l1:
+        limits.append(moved(of_entropy) + (of_sum + 4) * np.max(sizes, initial=0.0) * 2 * loss / objective.l1)
+    return _unit(objective, dtype) * float(min(limits))
 
 
-def _unit(objective):
-    return float(np.finfo(objective.dtype).eps) / 2
+def _unit(objective, dtype=None):
+    return float(np.finfo(dtype or objective.dtype).eps) / 2

@@ -434,11 +434,13 @@ def test_no_such_parameter():
         SoftmaxRegression().set_params(C=1.0)
 
 
-@pytest.mark.parametrize("solver", ["auto", "newton", "proximal_gradient"])
+@pytest.mark.parametrize("solver", ["auto", "newton", "proximal_newton"])
 @pytest.mark.parametrize(("name", "value"), [("precondition", False), ("shuffle", False), ("n_iter_no_change", 2)])
 def test_parameters_of_another_solver_are_ignored(solver, name, value):
     """Grids over `solver` are then no error; as everywhere in scikit-learn."""
-    model, other = SoftmaxRegression(solver=solver), SoftmaxRegression(solver=solver, **{name: value})
+    l1_ratio = 0.5 if solver == "proximal_newton" else 0.0
+    model = SoftmaxRegression(solver=solver, l1_ratio=l1_ratio)
+    other = SoftmaxRegression(solver=solver, l1_ratio=l1_ratio, **{name: value})
     assert np.array_equal(model.fit(ROWS, LABELS).coef_, other.fit(ROWS, LABELS).coef_)
 
 
@@ -610,7 +612,7 @@ ERRORS = {
     "weights of other rows": ({}, (ROWS[:, :3], LABELS), {"sample_weight": np.zeros(30)}),
     "n_jobs": ({"n_jobs": 0}, (ROWS, LABELS), {}),
     "class_weight": ({"class_weight": {9: 1}}, (ROWS[:, :3], LABELS), {}),
-    "overflow": ({"solver": "proximal_gradient"}, (ROWS[:, :3] * 1e200, LABELS), {}),
+    "overflow": ({"solver": "proximal_newton", "l1_ratio": 0.5}, (ROWS[:, :3] * 1e200, LABELS), {}),
     "nothing to hold out": ({"early_stopping": True, "validation_fraction": 0.01}, (ROWS[:, :3], LABELS), {}),
 }
 
@@ -634,7 +636,7 @@ def test_an_error_leaves_the_estimator_as_it_was(name):
 # --- finite, but far out ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["auto", "proximal_gradient", "sgd"])
+@pytest.mark.parametrize("solver", ["auto", "proximal_newton", "sgd"])
 @pytest.mark.parametrize("size", [1e-300, 1e-30, 1e18, 1e30, 1e150, 1e300])
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
 def test_far_out_is_an_error_or_an_answer(solver, size, form):
@@ -642,7 +644,8 @@ def test_far_out_is_an_error_or_an_answer(solver, size, form):
     worse than no model at all, and a RuntimeWarning of NumPy is no way to say it."""
     dtype = np.float32 if 1e-37 < size < 1e37 else np.float64  # the narrowest that has such numbers
     X = (ROWS * size).astype(dtype)
-    model = SoftmaxRegression(solver=solver, max_iter=20, random_state=0)
+    l1_ratio = 0.5 if solver == "proximal_newton" else 0.0
+    model = SoftmaxRegression(solver=solver, l1_ratio=l1_ratio, max_iter=20, random_state=0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -661,7 +664,7 @@ def test_far_out_is_an_error_or_an_answer(solver, size, form):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("solver", ["auto", "proximal_gradient", "sgd", "partial_fit"])
+@pytest.mark.parametrize("solver", ["auto", "proximal_newton", "sgd", "partial_fit"])
 @pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e160), (np.float32, 1e25), (np.float32, 1e-20)])
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
 def test_far_out_is_the_right_answer_or_names_the_features(solver, dtype, size, form):
@@ -675,7 +678,8 @@ def test_far_out_is_the_right_answer_or_names_the_features(solver, dtype, size, 
         if solver == "partial_fit":
             model = SoftmaxRegression(random_state=0).partial_fit(X, y, classes=[0, 1])
         else:
-            model = SoftmaxRegression(solver=solver, random_state=0).fit(X, y)
+            l1_ratio = 0.5 if solver == "proximal_newton" else 0.0
+            model = SoftmaxRegression(solver=solver, l1_ratio=l1_ratio, random_state=0).fit(X, y)
     except FloatingPointError as error:
         assert "features of X are too large or too small" in str(error)
         return

@@ -23,7 +23,7 @@ SOLVERS = {
     "auto": {},
     "newton": {"solver": "newton"},
     "sgd": {"solver": "sgd", "max_iter": 20},
-    "proximal": {"l1_ratio": 0.5, "max_iter": 45},
+    "proximal": {"l1_ratio": 0.5},
 }
 solvers = pytest.mark.parametrize("options", SOLVERS.values(), ids=SOLVERS)
 jobs = pytest.mark.parametrize("n_jobs", [1, 2])

@@ -1118,17 +1118,17 @@ def test_l1_makes_exact_zeros(solver, form):
     np.testing.assert_allclose(shares, np.bincount(y) / N, atol=0.02)  # as near as tol=1e-4 puts them: g^2 <= F tol
 
 
-def test_l1_counts_single_steps():
+def test_l1_counts_newton_steps():
     X, y = data()
-    for max_iter in (1, 7, 25):
+    for max_iter in (1, 2, 3):
         model = SoftmaxRegression(l1_ratio=0.5, tol=0, max_iter=max_iter, verbose=0)
         with pytest.warns(ConvergenceWarning, match=f"stopped after {max_iter} iterations"):
             model.fit(X, y)
         assert model.n_iter_ == max_iter
         assert {len(column) for column in model.history_.values()} == {max_iter}
-        # the loss with its penalty at every step, also where no gap was computed; N sums
+        # the loss with its penalty at every step; N sums
         assert model.history_["loss"][-1] == pytest.approx(objective(model, X, y), rel=1e-12)
-    assert np.flatnonzero(np.isfinite(model.history_["gap"])).tolist() == [9, 19, 24]
+    assert np.isfinite(model.history_["gap"]).all()
     assert (model.history_["loss"][:-1] > model.history_["loss"][-1]).all()
 
 

@@ -48,7 +48,7 @@ def cross_entropy(model, X, Y):
 
 @unfinished
 @both_classes
-@pytest.mark.parametrize("params", [{}, {"solver": "proximal_gradient"}, {"solver": "sgd"}, {"l1_ratio": 0.5}], ids=str)
+@pytest.mark.parametrize("params", [{}, {"solver": "sgd"}, {"l1_ratio": 0.5}], ids=str)
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
 def test_a_given_start_is_a_warm_start(params, classes, form):
     X, y = data(classes)
@@ -112,8 +112,7 @@ def test_starts_that_cannot_be_used(classes, start, message):
 
 @unfinished
 @both_classes
-@pytest.mark.parametrize("params", [{}, {"solver": "proximal_gradient"}, {"l1_ratio": 0.7}, {"fit_intercept": False}],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize("params", [{}, {"l1_ratio": 0.7}, {"fit_intercept": False}], ids=str)
 def test_a_path_is_its_fits(params, classes):
     X, y = data(classes)
     alphas, coefs, intercepts, n_iters = softmax_path(X, y, alphas=ALPHAS[::-1], **params, **EXACT)

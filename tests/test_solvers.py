@@ -14,7 +14,6 @@ from sklearn.datasets import load_wine
 from sklearn.exceptions import ConvergenceWarning
 
 from softreg import SoftmaxRegression
-from softreg._solvers.proximal_gradient import soft_threshold
 
 N, D, K = 50, 5, 3
 
@@ -24,25 +23,6 @@ def data(classes=K, dtype=np.float64):
     X = (rng.normal(size=(N, D)) * (rng.random((N, D)) < 0.6)).astype(dtype)
     y = (X @ rng.normal(size=(D, classes)) + rng.gumbel(size=(N, classes))).argmax(axis=1)
     return X, y, rng.integers(1, 4, size=N).astype(float)
-
-
-# --- proximal steps ---------------------------------------------------------------------------------------
-
-
-def test_soft_threshold():
-    W = np.array([[3.0, -3.0, 0.5, -0.5, 0.0, 1.0, -1.0]])
-    soft_threshold(W, 1.0)
-    assert np.array_equal(W, [[2.0, -2.0, 0, 0, 0, 0, 0]])
-    assert not np.signbit(W[0, 2:]).any()
-
-
-def test_soft_threshold_is_the_proximal_operator():
-    """It minimises (w - a)^2 / 2 + t |w| over a fine grid of w."""
-    grid = np.linspace(-4, 4, 8001)
-    for a, t in itertools.product((-3.0, -0.2, 0.0, 0.4, 2.5), (0.0, 0.3, 1.0)):
-        W = np.array([[a]])
-        soft_threshold(W, t)
-        assert W[0, 0] == pytest.approx(grid[((grid - a) ** 2 / 2 + t * np.abs(grid)).argmin()], abs=1e-3)
 
 
 # --- honest stopping ----------------------------------------------------------------------------------------
@@ -175,16 +155,16 @@ def test_default_solver_arrives(name, dtype, alphas, form):
     ("form", "params", "ran"),
     [
         (np.asarray, {}, "newton"),
-        (np.asarray, {"l1_ratio": 0.5}, "proximal_gradient"),
+        (np.asarray, {"l1_ratio": 0.5}, "proximal_newton"),
         (np.asarray, {"l1_ratio": 0.5, "alpha": 0.0}, "newton"),  # no l1 is left
         (sparse.csr_array, {}, "dual"),
         (sparse.csr_array, {"alpha": 1e-10, "tol": 1e-8}, "newton"),  # "dual" is too slow to finish
         (sparse.csr_array, {"alpha": 0.0}, "newton"),
-        (sparse.csr_array, {"l1_ratio": 0.5}, "proximal_gradient"),
+        (sparse.csr_array, {"l1_ratio": 0.5}, "proximal_newton"),
         (np.asarray, {"solver": "newton"}, "newton"),
         (sparse.csr_array, {"solver": "newton"}, "newton"),
         (sparse.csr_array, {"solver": "dual", "alpha": 1e-10, "tol": 1e-8, "max_iter": 30}, "dual"),
-        (np.asarray, {"solver": "proximal_gradient"}, "proximal_gradient"),
+        (np.asarray, {"solver": "proximal_newton", "l1_ratio": 0.5}, "proximal_newton"),
         (np.asarray, {"solver": "sgd"}, "sgd"),
     ],
 )

@@ -134,14 +134,6 @@ def test_default_solver(name, fit_intercept):
         assert not ours.intercept_.any()
 
 
-@pytest.mark.parametrize("name", WELL_SCALED)
-def test_proximal_gradient(name):
-    """It takes many steps: 1e-6 is what it reaches in some thousands."""
-    (X, y), alpha = PROBLEMS[name]
-    ours = SoftmaxRegression(solver="proximal_gradient", alpha=alpha, tol=1e-6, max_iter=10_000).fit(X, y)
-    agree(ours, reference(X, y, alpha), X, y, alpha, tol=1e-6)
-
-
 @pytest.mark.parametrize("name", WELL_SCALED[1:])
 def test_sgd(name):
     """Its noise falls with its rate: 1e-3 is what it is for. Where alpha is small it gets there without a proof,

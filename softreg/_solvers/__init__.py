@@ -3,8 +3,9 @@
 A solver is a function (objective, start, options, monitor) -> Result in a file of its own. It copies arrays before it
 changes them, calls the monitor after each iteration, and sets `Result.stopped_on`. To add one, write its file and add
 its row to `SOLVERS`. The other files hold parts of solvers: `result` their input and output, `trust_region` and
-`row_sampling` those of Newton's method, `learning_rates` and `update_rules` those of minibatches, and `streaming` the
-learning of a stream's batches, for `partial_fit`.
+`row_sampling` those of Newton's method, `quadratic_models` and `centred_coordinates` those of proximal Newton,
+`learning_rates` and `update_rules` those of minibatches, and `streaming` the learning of a stream's batches, for
+`partial_fit`.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from softreg._solvers import dual_ascent as dual
+from softreg._solvers import proximal_newton as proximal
 from softreg._solvers.newton import newton
-from softreg._solvers.proximal_gradient import proximal_gradient
 from softreg._solvers.result import Options, Result, Start
 from softreg._solvers.sgd import sgd
 
@@ -51,7 +52,12 @@ SOLVERS = {
     "dual": Solver(
         dual.dual_ascent, advice={"max_iter": MORE_ITERATIONS}, iteration="epoch", obstacle=dual.obstacle
     ),
-    "proximal_gradient": Solver(proximal_gradient, advice={"max_iter": MORE_ITERATIONS}, can_l1=True),
+    "proximal_newton": Solver(
+        proximal.proximal_newton,
+        advice={"max_iter": MORE_ITERATIONS, "precision": MORE_DIGITS},
+        can_l1=True,
+        obstacle=proximal.obstacle,
+    ),
     "sgd": Solver(
         sgd,
         reads=("precondition", "shuffle", "n_iter_no_change"),
@@ -71,7 +77,7 @@ def solver_names(solver, has_l1, objective=None):
     if solver != "auto":
         return [solver]
     if has_l1:
-        return ["proximal_gradient"]
+        return ["proximal_newton"]
     return ["dual", "newton"] if objective is not None and dual.is_promising(objective) else ["newton"]
 
 

@@ -1,0 +1,161 @@
+"""Coordinates in which proximal Newton works: weights of centred features, in float64."""
+
+from functools import cached_property
+
+import numpy as np
+from scipy.special import entr, softmax
+
+from softreg._validation import OVERFLOW
+
+BLOCK_NUMBERS = 2**18  # numbers of scratch memory where rows are taken in blocks: 2 MB
+
+
+class CentredCoordinates:
+    """The solver's coordinates V (L, p): weights of centred features, float64, which the penalties do not see.
+
+    Intercepts then hardly depend on the weights. Sparse features are not centred. Two classes have opposite weights at
+    the optimum: V is the row of the second class alone, and stands for two.
+
+    Attributes
+    ----------
+    n_rows, n_classes, n_features : int, L, K and d
+    copies : int, rows of W that a row of V stands for
+    shares : array (n,), weights of the rows that sum to one, float64
+    l1, l2 : arrays (p,), the penalties of each column of V
+    curvature : array (L, p), the diagonal of the loss's Hessian at the null model
+    null_intercepts : array (L, 1) or (L, 0), of the null model
+    """
+
+    def __init__(self, objective):
+        self.objective = objective
+        self.n_classes, p = objective.shape
+        self.n_features = d = objective.n_features
+        self.is_binary = self.n_classes == 2
+        self.copies, self.n_rows = (2, 1) if self.is_binary else (1, self.n_classes)
+        self.shares = objective.shares().astype(np.float64)
+        self.l1, self.l2 = (np.where(np.arange(p) < d, penalty, 0.0) for penalty in (objective.l1, objective.l2))
+        q = np.clip(class_shares(objective), 1e-3 / objective.n_rows, 1 - 1e-3 / objective.n_rows)
+        b = np.log(q) - np.log(q).mean()
+        self.null_intercepts = self._rows(b[:, None])[:, : p - d]
+        self.mean, second = self._moments()
+        second = np.append(np.where(second > 0, second, 1.0), 1.0)[:p]
+        self.curvature = self.copies * self._rows(q * (1 - q))[:, None] * second
+
+    def _rows(self, A):
+        """Return the part of an array with a row for each class that V has."""
+        return A[1:] if self.is_binary else A
+
+    def _moments(self):
+        """Return the means of the features, or zeros, and their mean squares around these."""
+        objective, design, d = self.objective, self.objective.design, self.n_features
+        mean = np.zeros(d)
+        sizes = objective.column_sizes()
+        vanished = np.flatnonzero(sizes == 0)
+        if not np.isfinite(sizes).all() or (len(vanished) and design.has_entries(vanished)):
+            raise FloatingPointError(OVERFLOW.format(objective.dtype))
+        if not design.can_center:
+            return mean, sizes.astype(np.float64) ** 2
+        blocks = list(design.row_blocks(max(64, BLOCK_NUMBERS // d)))
+        if objective.fit_intercept:
+            mean = sum(self.shares[block] @ design.float64_rows(block) for block in blocks)
+        return mean, sum(self.shares[block] @ (design.float64_rows(block) - mean) ** 2 for block in blocks)
+
+    # --- V, W and gradients ---------------------------------------------------------------------------------------
+
+    def from_weights(self, W):
+        """Return V, from weights and intercepts W (K, p)."""
+        V = W.astype(np.float64)
+        V = 0.5 * (V[1:] - V[:1]) if self.is_binary else V
+        V[:, self.n_features :] += (V[:, : self.n_features] @ self.mean)[:, None]
+        return V
+
+    def to_weights(self, V):
+        """Return W (K, p) of V, in the objective's dtype and memory order."""
+        W = self.objective.empty()
+        self._rows(W)[...] = V
+        self._rows(W)[:, self.n_features :] -= (V[:, : self.n_features] @ self.mean)[:, None]
+        if self.is_binary:
+            W[0] = -W[1]
+        return W
+
+    def gradient(self, G):
+        """Return the gradient in V, from that of the loss in W, (K, p) float64."""
+        g = self._rows(G - G.mean(axis=0))  # the sum over the classes is zero but for rounding
+        if self.objective.fit_intercept:
+            g[:, : self.n_features] -= g[:, self.n_features :] * self.mean
+        return g
+
+    def dual_point(self, V):
+        """Return what `_duality.dual_point` does, at the probabilities that V has in float64.
+
+        Any distributions make a bound: these are as near to the optimum as V is, whatever W is rounded to.
+        """
+        objective, d = self.objective, self.n_features
+        design = objective.design
+        entropy, G = 0.0, np.zeros(objective.shape, order=design.order)
+        full = np.vstack([-V, V]) if self.is_binary else V
+        b = full[:, d:].sum(axis=1)
+        for block in design.row_blocks(max(64, BLOCK_NUMBERS // d) if design.can_center else 2**16):
+            X = design.copy_rows(block).astype(np.float64)
+            if design.can_center:
+                X -= self.mean
+            P = softmax(X @ full[:, :d].T + b, axis=1)
+            entropy += self.shares[block] @ entr(P).sum(axis=1)
+            P -= objective.distributions(block)
+            P *= self.shares[block, None]
+            G[:, :d] += (X.T @ P).T
+            G[:, d:] += P.sum(axis=0)[:, None]
+        G[:, :d] += G[:, d:].sum(axis=1, keepdims=True) * self.mean
+        return entropy, G
+
+    # --- rows and columns, for models -----------------------------------------------------------------------------
+
+    def row_blocks(self, positions, size):
+        """Yield the rows in blocks, all or those at `positions`, and the share of each row."""
+        if positions is None:
+            for block in self.objective.design.row_blocks(size):
+                yield block, self.shares[block]
+        else:
+            total = self.shares[positions].sum()
+            for start in range(0, len(positions), size):
+                block = positions[start : start + size]
+                yield block, self.shares[block] / total
+
+    def probabilities(self, linearization, rows):
+        """Return the probabilities of the classes that V has, (L, m), float64."""
+        return np.ascontiguousarray(self._rows(_normalized(linearization.probabilities(rows)).T))
+
+    def centred_columns(self, rows, features):
+        """Return the centred features, and ones for the intercept, of the rows, (len(features), m)."""
+        columns = features[features < self.n_features]
+        X = self.objective.design.copy_rows(rows)
+        Z = np.ones((len(features), X.shape[0]))
+        if self.objective.design.can_center:
+            Z[: len(columns)] = (X if len(columns) == X.shape[1] else X[:, columns]).T
+            Z[: len(columns)] -= self.mean[columns, None]
+        else:
+            Z[: len(columns)] = X[:, columns].toarray().T
+        return Z
+
+    @cached_property
+    def columns(self):
+        """The rows of a sparse X as CSC."""
+        return self.objective.design.copy_rows(slice(None)).tocsc()
+
+    def column_product(self, features, weights):
+        """Return [X 1] restricted to the features, times weights: (n,)."""
+        is_column = features < self.n_features
+        product = self.columns[:, features[is_column]] @ weights[is_column]
+        return product + weights[~is_column].sum()
+
+
+def class_shares(objective):
+    """Return the weighted mean of Y, float64, (K,)."""
+    shares, blocks = objective.shares(), objective.design.row_blocks()
+    return sum(shares[block].astype(np.float64) @ objective.distributions(block) for block in blocks)
+
+
+def _normalized(P):
+    P = P.astype(np.float64)
+    P /= P.sum(axis=1, keepdims=True)
+    return P

@@ -1,0 +1,240 @@
+"""Proximal Newton for l1 and elastic net: quadratic models of the loss, minimised together with the penalty.
+
+A model covers a working set of coefficients: those that are not zero, and those whose optimality conditions are
+violated most (Lee, Sun and Saunders 2014; Yuan, Ho and Lin 2012; Johnson and Guestrin 2015). A model that the objective
+does not follow is damped (Levenberg 1944; Marquardt 1963). The run ends on a proven duality gap.
+"""
+
+from functools import cached_property
+
+import numpy as np
+
+from softreg._duality import bound_of_distributions, dual_point, lower_bound
+from softreg._solvers.centred_coordinates import CentredCoordinates
+from softreg._solvers.quadratic_models import ColumnModel, HessianModel
+from softreg._solvers.result import Result
+
+NOISY = 1e-3  # share of tol below which a step may be judged by the gap
+NOTHING = 1e-6  # share of tol that is not worth an iteration, where it does not bring a proof nearer
+FIRST_SAMPLE, ROWS_EACH = 8, 4  # the first Hessians take one row in 8, and at least 4 for each coefficient
+SMALL_WORK = 1e8  # n m^2 up to which a Hessian over m coefficients takes all rows
+SLOW = 0.5  # the sample doubles where a step promises more than this share of what the last one did
+LATE = 30  # where a step promises less than this multiple of tol, Hessians take all rows
+TRIALS = 6  # of damping before a step is given up
+FIRST_DAMPING, LEAST_DAMPING = 0.01, 1e-9  # below the least a model is not damped
+MORE, LESS, MUCH_LESS = 4.0, 3.0, 5.0  # factors of the damping after steps that went badly, well and as predicted
+ROOM = 500  # coefficients that a working set may take beyond those that are not zero; or as many as these
+NEAR = 0.5  # share of l1 from which a zero coefficient may join a working set
+FORCING = 0.01  # a model is solved until violations are down to this share, or to what the gap asks for
+SPARE, COARSEST = 0.3, 0.1  # share of tol that violations of optimality conditions may take, and the most they may be
+
+
+def proximal_newton(objective, start, options, monitor):
+    """Minimise an objective with l1 > 0 from `start`; return the result.
+
+    Parameters
+    ----------
+    objective : Objective
+    start : Start
+    options : Options
+    monitor : Monitor, called after each iteration
+
+    Returns
+    -------
+    result : Result
+        Stopped on "gap", "precision" or "max_iter".
+    """
+    run = _ProximalNewton(objective, start.W, options)
+    for _ in range(options.max_iter):
+        monitor.begin()
+        run.step()
+        run.judge()
+        if monitor(run.result.W, run.result.history[-1]) or run.result.converged or run.is_stuck():
+            break
+    return run.result
+
+
+def obstacle(objective):
+    """Return the reason why proximal Newton cannot minimise the objective, or None."""
+    return None if objective.l1 else "needs alpha > 0 and l1_ratio > 0; solver='auto' does not"
+
+
+class _ProximalNewton:
+    """The state of a run.
+
+    Attributes
+    ----------
+    at : _Point, the best so far
+    damping : of the next model
+    decrease, noise : what the last model promised, and how well losses are known
+    n_sampled : rows of the next Hessian, at least
+    gained : by what the last step decreased the objective
+    idle : iterations in a row that could gain next to nothing, and brought the gap no nearer
+    """
+
+    def __init__(self, objective, W, options):
+        self.objective, self.tol, self.at = objective, options.tol, None
+        self.order = options.random_state.permutation(objective.n_rows)
+        self.result = Result(W, solver="proximal_newton")
+        self.coordinates = CentredCoordinates(objective)
+        V = self.coordinates.from_weights(W)
+        if not W.any():
+            V[:, objective.n_features :] = self.coordinates.null_intercepts
+        self.damping, self.last_damping, self.decrease, self.idle = 0.0, FIRST_DAMPING, np.inf, 0
+        self.n_sampled = objective.n_rows // FIRST_SAMPLE
+        self.at = self.evaluate(V)
+        self.result.W = self.at.W
+
+    @property
+    def target(self):
+        """The gap that ends the run."""
+        return self.tol * abs(self.at.loss)
+
+    def evaluate(self, V):
+        """Return the point at V, and count the pass."""
+        self.result.passes += 1
+        return _Point(self.coordinates, V, self.at is None or self.decrease <= LATE * self.target)
+
+    def step(self):
+        """Solve models with more and more damping, until the objective follows one; go there."""
+        at, objective = self.at, self.objective
+        model = self.model(at)
+        noise = 2 * np.finfo(objective.dtype).eps * abs(at.loss)
+        # the gap is at most the entropy times the violation
+        allowed = SPARE * self.target / max(at.dual[0], self.target, np.finfo(float).tiny)
+        accuracy = min(max(allowed, FORCING * at.violation), COARSEST)
+        for _ in range(TRIALS):
+            V, decrease = model.minimize(at.V, at.gradient, self.damping, accuracy, self.target)
+            new = self.evaluate(V)
+            ratio = (at.loss - new.loss + noise) / (decrease + noise) if decrease >= 0 else -1.0  # a failed solve
+            if 0 <= decrease < NOISY * self.target and new.gap < at.gap:
+                ratio = max(ratio, 1.0)  # rounding of the losses hides it, but the step was good
+            self.adapt_damping(ratio)
+            if ratio > 0.05 or 0 <= decrease <= noise:
+                break
+            if decrease < 0:
+                continue
+            t = 0.5 * decrease / (decrease - (at.loss - new.loss))  # the minimum of a parabola through both losses
+            new = self.evaluate(at.V + np.clip(t, 0.05, 0.5) * (V - at.V))
+            if at.loss - new.loss > 0.05 * decrease:
+                break
+        self.adapt_sample(decrease)
+        self.decrease, self.noise, self.gained = decrease, noise, at.loss - new.loss
+        if ratio > 0.05 or new.loss < at.loss:
+            self.at, self.result.W = new, new.W
+
+    def adapt_damping(self, ratio):
+        """Set the damping by how much of its promise the last model kept."""
+        if ratio < 0.25:
+            self.damping = min(MORE * self.damping, 1.0) if self.damping else self.last_damping
+        elif ratio > 0.75:
+            self.last_damping = self.damping or self.last_damping
+            self.damping /= MUCH_LESS if ratio > 0.9 else LESS
+            self.damping *= self.damping >= LEAST_DAMPING
+
+    def adapt_sample(self, decrease):
+        """Take more rows for the next Hessian where steps stop to shrink, and all rows near the end."""
+        if decrease <= LATE * self.target:
+            self.n_sampled = self.objective.n_rows
+        elif decrease > SLOW * self.decrease:
+            self.n_sampled *= 2
+
+    def judge(self):
+        """Record the iteration, and bound the gap."""
+        result, before = self.result, self.result.gap
+        result.record(self.at.loss)
+        result.bound(self.at.lower_bound, self.tol)
+        nothing = max(self.noise, NOTHING * self.target)
+        hopeless = self.decrease <= nothing or self.damping == 1  # such a model lies above the objective
+        is_idle = hopeless and self.gained <= nothing and result.gap > 0.7 * before
+        self.idle = self.idle + 1 if is_idle else 0
+
+    def is_stuck(self):
+        """Return whether rounding hides what is left to gain; say so in the result."""
+        if self.idle >= 3:
+            self.result.stopped_on = "precision"
+        return self.idle >= 3
+
+    def model(self, at):
+        """Return the model at a point, over its working set."""
+        working = self.working_set(at)
+        if not self.objective.design.can_center:
+            return ColumnModel(self.coordinates, at.linearization, working)
+        return HessianModel(self.coordinates, at.linearization, working, self.sample(len(working[0])))
+
+    def sample(self, m):
+        """Return the positions of the rows for a Hessian over m coefficients; None for all."""
+        n = self.objective.n_rows
+        size = max(self.n_sampled, ROWS_EACH * m)
+        if size >= n or n * m**2 <= SMALL_WORK:
+            return None
+        return np.sort(self.order[:size])
+
+    def working_set(self, at):
+        """Return the rows of V and the features of the coefficients that the next model covers, in C order.
+
+        They are the intercepts, the coefficients that are not zero, and of the others those that promise most: by
+        the decrease that each could bring alone, then by how near they are to a violation.
+        """
+        c = self.coordinates
+        chosen = at.V != 0
+        chosen[:, c.n_features :] = True
+        excess = np.abs(at.gradient)
+        excess -= c.l1
+        candidates = np.nonzero((excess > -NEAR * c.l1) & ~chosen)
+        room = max(ROOM, np.count_nonzero(chosen))
+        if len(candidates[0]) > room:
+            excess = excess[candidates]
+            promise = np.where(excess > 0, excess * np.abs(excess) / c.curvature[candidates], excess)
+            best = np.argpartition(-promise, room)[:room]
+            candidates = tuple(part[best] for part in candidates)
+        chosen[candidates] = True
+        return tuple(np.ascontiguousarray(part) for part in np.nonzero(chosen))
+
+
+class _Point:
+    """The objective at coefficients V in the solver's coordinates.
+
+    `precise` asks for a dual point that float32 rounds in no way, where X is that.
+    """
+
+    def __init__(self, coordinates, V, precise=True):
+        objective = coordinates.objective
+        # centring would leave nothing of float32 sums where features have large offsets
+        self.precise = objective.dtype == np.float32 and (precise or objective.design.can_center)
+        self.coordinates, self.V, self.W = coordinates, V, coordinates.to_weights(V)
+        self.linearization = coordinates.objective.linearize(self.W)
+        self.loss = self.linearization.value + coordinates.objective.penalty_l1(self.W)
+
+    @cached_property
+    def dual(self):
+        """Mean entropy of the probabilities and G of them, as `dual_bound` takes them."""
+        if self.precise:
+            return self.coordinates.dual_point(self.V)
+        at = self.linearization
+        return dual_point(at)
+
+    @cached_property
+    def gradient(self):
+        """The gradient of the loss in V, (L, p)."""
+        return self.coordinates.gradient(self.dual[1])
+
+    @property
+    def violation(self):
+        """The largest violation of an optimality condition, as a share of l1."""
+        c, g = self.coordinates, self.gradient + self.coordinates.l2 * self.V
+        off = np.where(self.V == 0, np.maximum(np.abs(g) - c.l1, 0), np.abs(g + np.sign(self.V) * c.l1))
+        return off.max() / c.objective.l1
+
+    @cached_property
+    def lower_bound(self):
+        """A proven lower bound on min F."""
+        objective, (entropy, G) = self.coordinates.objective, self.dual
+        if not self.precise:
+            return lower_bound(self.linearization)
+        return bound_of_distributions(objective, entropy, G, self.loss, np.float64)
+
+    @property
+    def gap(self):
+        """A bound on F - min F."""
+        return self.loss - self.lower_bound

@@ -1,0 +1,278 @@
+"""Quadratic models of the objective over a working set of coefficients, minimised together with the l1 penalty.
+
+    g^T (v - w) + 1/2 (v - w)^T (H + damping B) (v - w) + sum_j l1_j |v_j|
+
+H is the Hessian of the loss, and B = 1/2 (I - 1 1^T / K) (x) sum_i s_i x_i x_i^T bounds it wherever it is taken
+(Böhning 1992): with damping 1 the model lies above the objective. B measures a step by the logits that it changes, so
+the damping does not depend on the units of the features.
+
+Coordinate descent finds which coefficients are zero, and slowly all the rest where features are correlated. A Newton
+step on those that are not zero finds the rest at once. The two alternate.
+"""
+
+import numpy as np
+from scipy.linalg import blas, lapack
+
+from softreg import _coordinate_descent
+from softreg._solvers.centred_coordinates import BLOCK_NUMBERS
+
+ROUNDS, SWEEPS = 50, 20  # of coordinate descent and a Newton step at most, and of coordinate descent in a round
+SMALL_GAIN = 1e-2  # a round that gains less than this share of the whole ends an early solve
+
+
+class _Model:
+    """What both kinds share.
+
+    Attributes
+    ----------
+    coordinates : CentredCoordinates
+    working : tuple of arrays (m,), the row of V and the feature of each coefficient of the working set, in C order
+    l1, l2 : arrays (m,), the penalties
+    v, g : arrays (m,), the coefficients and the gradient of the quadratic part there
+    """
+
+    def __init__(self, coordinates, working):
+        self.coordinates, self.working = coordinates, working
+        self.l1, self.l2 = (penalty[working[1]] for penalty in (coordinates.l1, coordinates.l2))
+        self.shared = _shared_features(working[1], coordinates.n_rows)
+
+    def minimize(self, V, gradient, damping, accuracy, small):
+        """Return V at the minimum, and the decrease that the model without damping promises.
+
+        Parameters
+        ----------
+        V : array (L, p), where the model was made
+        gradient : array (L, p), of the loss at V
+        damping : float
+        accuracy : float
+            The solve ends where no optimality condition is violated by more than this share of l1.
+        small : float
+            A solve that gained more than this may also end where it gains little more.
+        """
+        if not len(self.l1):  # without intercepts, where all weights are to stay zero
+            return V.copy(), 0.0
+        w = V[self.working]
+        self.v, slopes = w.copy(), gradient[self.working]
+        self.begin(slopes, damping)
+        first, gain = slopes + self.l2 * w, 0.0
+        tolerance = self.precision * accuracy * self.coordinates.objective.l1
+        for rounds in range(1, ROUNDS + 1):
+            self.descend(tolerance)
+            gained, gain = -gain, self.gain(w, first)
+            gained += gain
+            if self.violation() <= tolerance or (gain > small and gained <= SMALL_GAIN * gain):
+                break
+            if rounds % self.rounds_before_newton == 0:
+                self.newton_step()
+        new = V.copy()
+        new[self.working] = self.v
+        return new, self.coordinates.copies * (gain + self.damping_gain(w))
+
+    def gain(self, w, first):
+        """Return the decrease of the damped model since w, where its gradient was `first`."""
+        return -0.5 * (self.v - w) @ (self.g + first) - self.l1 @ (np.abs(self.v) - np.abs(w))
+
+    def violation(self):
+        """Return the largest violation of an optimality condition."""
+        v, g, l1 = self.v, self.g, self.l1
+        return np.where(v == 0, np.maximum(np.abs(g) - l1, 0), np.abs(g + np.sign(v) * l1)).max(initial=0)
+
+    # --- Newton's method on the coefficients that are not zero ----------------------------------------------------
+
+    def newton_step(self):
+        """Go towards the minimum of the model over the coefficients that are not zero, and exact zeros on the way."""
+        S = np.flatnonzero((self.v != 0) | (self.l1 == 0))
+        if not 0 < len(S) <= self.largest_support:
+            return
+        H = self.hessian(S)
+        l1, v = self.l1[S], self.v[S]
+        slope = self.g[S] + np.sign(v) * l1
+        d = -_solve(H, self._shared_within(S), slope)
+        curved = H @ d
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = np.where((l1 > 0) & (v * d < 0), -v / d, np.inf)  # where along the step each becomes zero
+        straight, value = _line_minimum(slope @ d, d @ curved, t, 2 * l1 * np.abs(d))
+        step, zero = straight * d, t == straight
+        ends = t <= 1 + 1e-9  # what is left of the others is rounding
+        if ends.any():  # as an alternative, stop these at zero and let the others go all the way
+            projected = np.where(ends, -v, d)
+            if slope @ projected + 0.5 * projected @ (H @ projected) < value:
+                step, zero = projected, ends
+        self.move(S, step)
+        self.v[S[zero]] = 0
+        self.shift_classes()
+
+    def shift_classes(self):
+        """Shift the weights of a feature in all classes, which the loss does not see, to where the penalty is least."""
+        shared = self.shared[self.l1[self.shared[:, :1]].ravel() > 0]
+        if not len(shared):
+            return
+        v, K = self.v[shared], self.coordinates.n_rows
+        l1, l2, slope = self.l1[shared[:, 0]], self.l2[shared[:, 0]], self.g[shared].sum(axis=1)
+        zeros = np.sort(-v, axis=1)  # shifts c that make a weight zero; the slope of the penalty jumps there
+        after = slope[:, None] + K * l2[:, None] * zeros + l1[:, None] * (2 * np.arange(1, K + 1) - K)
+        i, rows = np.argmax(after >= -1e-9 * l1[:, None], axis=1), np.arange(len(v))
+        c, before = zeros[rows, i], after[rows, i] - 2 * l1
+        between = (before > 1e-9 * l1) & (l2 > 0)
+        c[between] -= before[between] / (K * l2[between])
+        c[np.abs(slope + l1 * np.sign(v).sum(axis=1)) <= l1 * ((v == 0).sum(axis=1) + 1e-9)] = 0  # least already
+        v += c[:, None]
+        v[np.abs(v) <= 1e-13 * np.abs(c)[:, None]] = 0  # what is left of equal weights is rounding
+        self.v[shared] = v
+        self.g[shared] += (l2 * c)[:, None]
+
+    def _shared_within(self, S):
+        """Return the positions in S of the features that S has for all classes, (q, K)."""
+        at = np.full(len(self.v), -1)
+        at[S] = np.arange(len(S))
+        at = at[self.shared]
+        return at[(at >= 0).all(axis=1)]
+
+
+class HessianModel(_Model):
+    """The model with its Hessian as a matrix: for working sets of some hundreds or few thousands."""
+
+    precision = 0.01  # Newton steps make solves precise at little cost, and the zeros with them
+    rounds_before_newton = 1
+    largest_support = 4000  # of a Newton step
+
+    def __init__(self, coordinates, linearization, working, positions=None):
+        super().__init__(coordinates, working)
+        self.H, self.B = _hessian(coordinates, linearization, *working, positions)
+        self.H[np.diag_indices_from(self.H)] += self.l2
+
+    def begin(self, slopes, damping):
+        self.A = self.H + damping * self.B if damping else self.H
+        self.g, self.damping = slopes + self.l2 * self.v, damping
+
+    def descend(self, tolerance):
+        _coordinate_descent.quadratic_descent(self.A, self.l1, self.g, self.v, tolerance, SWEEPS)
+
+    def hessian(self, S):
+        return self.A[np.ix_(S, S)]
+
+    def move(self, S, step):
+        self.v[S] += step
+        self.g += self.A[:, S] @ step
+
+    def damping_gain(self, w):
+        return 0.5 * self.damping * (self.v - w) @ (self.B @ (self.v - w)) if self.damping else 0.0
+
+
+class ColumnModel(_Model):
+    """The model by columns of a sparse X: for working sets of any size."""
+
+    precision = 1.0
+    rounds_before_newton = 5  # the Hessian over the support has to be made for it
+    largest_support = 1500
+
+    def __init__(self, coordinates, linearization, working):
+        super().__init__(coordinates, working)
+        self.linearization = linearization
+        self.P = coordinates.probabilities(linearization, slice(None))
+        self.s = coordinates.copies * coordinates.shares
+        classes, features = working
+        X = coordinates.columns
+        columns = np.where(features < coordinates.n_features, features, -1)
+        self.arrays = X.data, X.indices, X.indptr, columns, classes, self.P, self.s
+
+    def begin(self, slopes, damping):
+        self.slopes, self.damping, self.g = slopes, damping, np.empty_like(slopes)
+        self.Z, self.means = np.zeros_like(self.P), np.zeros((2, self.P.shape[1]))
+
+    def descend(self, tolerance):
+        given = (*self.arrays, self.damping, 1 / self.coordinates.n_classes, self.slopes, self.l2, self.l1)
+        _coordinate_descent.column_descent(*given, self.v, self.Z, self.means, self.g, tolerance, SWEEPS)
+
+    def hessian(self, S):
+        H, B = _hessian(self.coordinates, self.linearization, *(part[S] for part in self.working))
+        H += self.damping * B
+        H[np.diag_indices_from(H)] += self.l2[S]
+        return H
+
+    def move(self, S, step):
+        classes, features = (part[S] for part in self.working)
+        self.v[S] += step
+        for k in np.unique(classes):
+            of_class = classes == k
+            self.Z[k] += self.coordinates.column_product(features[of_class], step[of_class])
+        self.means[0] = np.einsum("ki,ki->i", self.P, self.Z)
+        self.means[1] = self.Z.sum(axis=0) / self.coordinates.n_classes
+
+    def damping_gain(self, w):
+        spread = np.einsum("ki,ki->i", self.Z, self.Z) - self.coordinates.n_classes * self.means[1] ** 2
+        return 0.25 * self.damping * (self.s @ spread)
+
+
+def _hessian(coordinates, linearization, classes, features, positions=None):
+    """Return the Hessian of the loss and its bound B over the coefficients, (m, m) each, from the rows at positions.
+
+    With x_c and p_c the feature and the probability of a coefficient's class, the Hessian is the mean of
+    (p_c [same class] - p_c p_d) x_c x_d over the rows.
+    """
+    c, m = coordinates, len(classes)
+    if not m:
+        return np.zeros((0, 0)), np.zeros((0, 0))
+    used, column = np.unique(features, return_inverse=True)
+    same_class = [slice(*np.searchsorted(classes, (k, k + 1))) for k in range(c.n_rows)]
+    H, scatter = np.zeros((m, m), order="F"), np.zeros((len(used), len(used)))
+    for rows, share in c.row_blocks(positions, max(64, BLOCK_NUMBERS // max(m, 1))):
+        X = c.centred_columns(rows, used)
+        X *= np.sqrt(c.copies * share)
+        X_c = X[column]
+        Y_c = X_c * c.probabilities(linearization, rows)[classes]
+        for block in same_class:
+            H[block, block] += X_c[block] @ Y_c[block].T
+        H = blas.dsyrk(-1.0, Y_c.T, beta=1.0, c=H, trans=1, overwrite_c=1)
+        scatter += X @ X.T
+    upper = np.triu(H)
+    H = upper + np.triu(upper, 1).T
+    B = scatter[column[:, None], column]
+    B *= 0.5 * ((classes[:, None] == classes) - 1 / c.n_classes)
+    return H, B
+
+
+def _solve(H, shared, b):
+    """Return H^-1 b for a positive semidefinite H, of which a copy is made.
+
+    Shifts of a feature's weight in all classes are no part of the solution: H does not see them. Other directions
+    without curvature are damped by as much as rounding asks for.
+    """
+    A = H.copy()
+    A[shared[:, :, None], shared[:, None, :]] += A[shared, shared].mean(axis=1)[:, None, None]
+    scale = A.diagonal()
+    scale = 1 / np.sqrt(np.where(scale > 0, scale, 1))
+    A *= scale[:, None]
+    A *= scale
+    diagonal = np.diag_indices_from(A)
+    for ridge in (1e-13, 1e-10, 1e-8, 1e-6, 1e-3, 1):
+        A[diagonal] += ridge
+        factor, info = lapack.dpotrf(A.T, lower=1, clean=0)
+        if info == 0:
+            break
+    return scale * lapack.dpotrs(factor, scale * b, lower=1)[0]
+
+
+def _line_minimum(slope, curvature, kinks, rise):
+    """Minimise slope t + curvature/2 t^2 + sum_j rise_j max(t - kinks_j, 0) over t in (0, 1]; return t and the value.
+
+    t is one of the kinks exactly where the minimum is there.
+    """
+    order = np.argsort(kinks)
+    order = order[kinks[order] < 1]
+    kinks, rise = kinks[order], rise[order]
+    after = slope + kinks * curvature + np.cumsum(rise)  # the slope just beyond each kink
+    i = int(np.argmax(after >= 0)) if (after >= 0).any() else len(kinks)
+    if i < len(kinks) and after[i] - rise[i] <= 0:
+        t = kinks[i]
+    else:
+        t = -(slope + rise[:i].sum()) / curvature if curvature > 0 else 1.0
+        t = min(t, 1.0)
+    return t, slope * t + 0.5 * curvature * t * t + rise @ np.maximum(t - kinks, 0)
+
+
+def _shared_features(features, n_rows):
+    """Return the positions of each feature that is there for all of several rows, (q, n_rows)."""
+    order, counts = np.argsort(features, kind="stable"), np.bincount(features, minlength=1)
+    complete = np.repeat((counts == n_rows) & (n_rows > 1), counts)
+    return order[complete].reshape(-1, n_rows)

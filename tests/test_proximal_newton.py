@@ -1,0 +1,467 @@
+"""Proximal Newton: kernels against their twins, models against the objective, and optima that are proven to be such."""
+
+import copy
+import inspect
+
+import numpy as np
+import pytest
+from scipy import sparse
+from scipy.special import entr
+from sklearn.datasets import load_digits, load_iris, load_wine
+
+from softreg import _coordinate_descent
+from softreg import _coordinate_descent_reference as reference
+from softreg._objective import Objective
+from softreg._solvers import proximal_newton as solver
+from softreg._solvers import quadratic_models
+from softreg._solvers.centred_coordinates import CentredCoordinates
+from softreg._solvers.proximal_newton import proximal_newton
+from softreg._solvers.quadratic_models import ColumnModel, HessianModel
+from softreg._solvers.result import Options, Start
+from softreg._threads import single_threaded_blas
+
+BOTH = pytest.mark.parametrize("kernels", [_coordinate_descent, reference], ids=["compiled", "reference"])
+
+KINDS = {
+    "plain": {},
+    "elastic net": {"l2": 1e-3},
+    "float32": {"dtype": np.float32},
+    "weighted": {"weighted": True},
+    "part": {"weighted": True, "part": True},
+    "no intercept": {"fit_intercept": False},
+    "smoothed": {"label_smoothing": 0.1},
+    "soft": {"soft": True, "part": True},
+    "binary": {"K": 2},
+    "binary elastic net": {"K": 2, "l2": 1e-3},
+    "many classes": {"K": 12},
+    "wild scales": {"scales": True},
+    "offset": {"offset": 1e6},
+    "twins and constants": {"degenerate": True},
+    "sparse": {"density": 0.2},
+    "sparse elastic net": {"density": 0.2, "l2": 1e-3},
+    "sparse float32": {"density": 0.2, "dtype": np.float32},
+    "sparse binary": {"density": 0.2, "K": 2, "weighted": True},
+    "sparse part": {"density": 0.2, "soft": True, "part": True},
+    "sparse no intercept": {"density": 0.2, "fit_intercept": False},
+    "sparse wild scales": {"density": 0.2, "scales": True},
+    "sparse degenerate": {"density": 0.2, "degenerate": True},
+}
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def problem(
+    n=200, d=12, K=4, dtype=np.float64, l1=5e-3, l2=0.0, density=None, scales=False, offset=0.0, degenerate=False,
+    weighted=False, soft=False, part=False, **options,
+):  # fmt: skip
+    """Rows whose classes follow a softmax of a few features, correlated where they are dense."""
+    rng = np.random.default_rng(0)
+    if density is None:
+        X = rng.normal(size=(n, d)) @ (np.eye(d) + 0.5 * rng.normal(size=(d, d)))
+    else:
+        X = sparse.random_array((n, d), density=density, rng=rng).toarray()
+    codes = (X[:, :5] @ rng.normal(size=(5, K)) + rng.gumbel(size=(n, K))).argmax(axis=1)
+    codes[:K] = np.arange(K)
+    if scales:
+        X *= np.logspace(-3, 3, d)
+    if degenerate:
+        X[:, 1], X[:, 2], X[:, 3] = X[:, 0], 3.0, 0.0
+    X = np.ascontiguousarray(X + offset, dtype)
+    targets = rng.dirichlet(np.ones(K), size=n).astype(dtype) if soft else None
+    s = rng.integers(4, size=n).astype(dtype) if weighted else None
+    X = X if density is None else sparse.csr_array(X)
+    objective = Objective(X, None if soft else codes, targets, s, K, l2=l2, l1=l1, **options)
+    return objective.select(np.arange(0, n, 2)) if part else objective
+
+
+def classification(X, y, alpha, l1_ratio=1.0):
+    """The objective of the estimator for labels y."""
+    K = int(y.max()) + 1
+    l2 = alpha * (1 - l1_ratio) * (2 if K == 2 else 1)
+    return Objective(X, y.astype(np.intp), None, None, K, l2=l2, l1=alpha * l1_ratio)
+
+
+class Silent:
+    """A monitor that watches nothing, or ends the run after some iterations."""
+
+    def __init__(self, end=np.inf):
+        self.calls, self.end = 0, end
+
+    def begin(self):
+        pass
+
+    def __call__(self, W, entry):
+        self.calls += 1
+        return self.calls >= self.end
+
+
+def solve(objective, W=None, tol=1e-4, max_iter=100, monitor=None):
+    start = Start(objective.zeros() if W is None else W)
+    options = Options(max_iter=max_iter, tol=tol, random_state=np.random.RandomState(0))
+    with single_threaded_blas():
+        return proximal_newton(objective, start, options, monitor or Silent())
+
+
+def float64(objective):
+    """The same objective over a float64 copy of X: sums of float32 are no yardstick."""
+    other = copy.copy(objective)
+    X, (codes, targets, s) = objective.design.X.astype(np.float64), objective.labels_of_all
+    other = Objective(
+        X, codes, *(None if a is None else a.astype(np.float64) for a in (targets, s)), objective.n_classes,
+        l2=objective.l2, l1=objective.l1, label_smoothing=objective.label_smoothing,
+        fit_intercept=objective.fit_intercept,
+    )  # fmt: skip
+    return other if objective.design.rows is None else other.select(objective.design.rows)
+
+
+def loss(objective, W):
+    """F(W), in float64."""
+    objective = float64(objective)
+    W = objective.design.arranged(W)
+    return objective.value(W) + objective.penalty_l1(W)
+
+
+# --- kernels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["quadratic_descent", "column_descent"])
+def test_kernels_and_twins_have_the_same_parameters(name):
+    ours, twin = (inspect.signature(getattr(module, name)) for module in (_coordinate_descent, reference))
+    assert list(ours.parameters) == list(twin.parameters)
+
+
+def quadratic(m=12, rank=30):
+    rng = np.random.default_rng(1)
+    A = rng.normal(size=(rank, m))
+    l1 = np.full(m, 0.3)
+    l1[-2:] = 0
+    return A.T @ A / rank, l1, rng.normal(size=m), rng.normal(size=m) * (rng.random(m) < 0.5)
+
+
+@BOTH
+@pytest.mark.parametrize("rank", [30, 5], ids=["definite", "singular"])
+def test_quadratic_descent_meets_the_optimality_conditions(kernels, rank):
+    H, l1, first, start = quadratic(rank=rank)
+    first[:] = H @ first  # in the range of H, or no minimum would exist without l1
+    g, w = first.copy(), start.copy()
+    assert kernels.quadratic_descent(H, l1, g, w, 1e-9, 10_000) < 10_000
+    np.testing.assert_allclose(g, first + H @ (w - start), atol=1e-12)  # rounding of some thousand steps
+    off = np.where(w == 0, np.maximum(np.abs(g) - l1, 0), np.abs(g + np.sign(w) * l1))
+    assert off.max() <= 2e-9  # the tolerance holds before the last step of a coordinate
+    assert (w == 0).any()
+
+
+@pytest.mark.parametrize("sweeps", [1, 2, 3, 50])
+def test_quadratic_descent_equals_its_twin(sweeps):
+    H, l1, g, w = quadratic()
+    H[3] = H[:, 3] = 0  # a coordinate that nothing but l1 holds
+    l1[3] = 0.1
+    outcomes = []
+    for kernels in (_coordinate_descent, reference):
+        outcomes.append((g.copy(), w.copy()))
+        outcomes[-1] += (kernels.quadratic_descent(H, l1, *outcomes[-1], 1e-8, sweeps),)
+    for ours, twin in zip(*outcomes, strict=True):
+        np.testing.assert_allclose(ours, twin, atol=1e-13)  # rounding: BLAS adds in another order
+
+
+@pytest.mark.parametrize("dtype, index", [(np.float32, np.int32), (np.float64, np.int64)])
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+@pytest.mark.parametrize("sweeps", [1, 2, 60])
+def test_column_descent_equals_its_twin(dtype, index, damping, sweeps):
+    rng = np.random.default_rng(2)
+    n, d, K, m = 40, 9, 3, 11
+    dense = sparse.random_array((n, d), density=0.3, rng=rng).toarray()
+    dense[:, 8] = 0
+    X = sparse.csc_array(dense.astype(dtype))
+    arrays = X.data, X.indices.astype(index), X.indptr.astype(index)
+    columns, classes = np.array([0, 2, 3, -1, 1, 2, -1, 0, 5, 8, -1]), np.repeat(np.arange(K), (4, 3, 4))
+    l1, l2 = np.where(columns < 0, 0, 3e-3), np.where(columns < 0, 0, 2e-3)
+    P, s = np.ascontiguousarray(rng.dirichlet(np.ones(K), size=n).T), rng.random(n) / n
+    slopes, w = 0.02 * rng.normal(size=m), rng.normal(size=m)
+    outcomes = []
+    for kernels in (_coordinate_descent, reference):
+        out = w.copy(), np.zeros((K, n)), np.zeros((2, n)), np.empty(m)
+        given = *arrays, columns, classes, P, s, damping, 1 / K, slopes, l2, l1
+        outcomes.append((*out, kernels.column_descent(*given, *out, 1e-7, sweeps)))
+    for ours, twin in zip(*outcomes, strict=True):
+        np.testing.assert_allclose(ours, twin, atol=1e-11)  # the intercepts' common shift is free: rounding moves it
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+def model_at(objective, Model, scale=0.3):
+    """A model over all coefficients at a random point, and the point."""
+    c = CentredCoordinates(objective)
+    V = scale * np.random.default_rng(3).normal(size=c.curvature.shape) / np.sqrt(c.curvature)
+    point = solver._Point(c, V)
+    working = tuple(np.ascontiguousarray(part) for part in np.nonzero(np.ones_like(V)))
+    return Model(c, point.linearization, working), point
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted", "part", "no intercept", "soft", "binary", "offset"])
+def test_hessian_is_the_derivative_of_the_gradient(kind):
+    objective = problem(**KINDS[kind])
+    model, at = model_at(objective, HessianModel)
+    c, D = at.coordinates, np.random.default_rng(4).normal(size=at.V.shape) / np.sqrt(at.coordinates.curvature)
+    h = 1e-3
+    stencil = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
+    slope = sum(w * solver._Point(c, at.V + i * h * D).gradient for i, w in stencil.items()) / h
+    # five points: h^4 = 1e-12 times the fifth derivative, and rounding of 1e-16 / h, the offset's 1e-10 / h
+    bound = 1e-6 if kind == "offset" else 1e-9
+    np.testing.assert_allclose(model.H @ D.ravel(), slope.ravel(), atol=bound)
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted", "binary", "many classes"])
+def test_damping_of_one_bounds_the_curvature(kind):
+    model, _ = model_at(problem(**KINDS[kind]), HessianModel)
+    assert np.linalg.eigvalsh(model.B - model.H)[0] >= -1e-12 * np.abs(model.B).max()  # rounding of eigenvalues
+
+
+@pytest.mark.parametrize("kind", ["sparse", "sparse elastic net", "sparse binary", "sparse no intercept"])
+@pytest.mark.parametrize("damping", [0.0, 0.05])
+def test_both_models_have_the_same_minimum(kind, damping):
+    objective = problem(**KINDS[kind])
+    found = []
+    for Model in (HessianModel, ColumnModel):
+        model, at = model_at(objective, Model)
+        V, decrease = model.minimize(at.V, at.gradient, damping, 1e-8 / model.precision, np.inf)
+        found.append((decrease, V[:, : objective.n_features]))
+    # violations of 1e-8 l1 leave 1e-16 of the decrease, and 1e-8 over the smallest curvature, some 1e-3, of the weights
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-9)
+    if objective.l2 or objective.n_classes == 2:  # else some shifts over the classes are free
+        np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "elastic net", "binary"])
+def test_the_decrease_is_that_of_the_objective_for_short_steps(kind):
+    objective = problem(**KINDS[kind])
+    model, at = model_at(objective, HessianModel)
+    c = at.coordinates
+    near = solver._Point(c, c.from_weights(solve(objective, max_iter=5).W))
+    V, decrease = HessianModel(c, near.linearization, model.working).minimize(near.V, near.gradient, 0.0, 1e-8, np.inf)
+    assert 1e-9 < decrease < 1e-3
+    # the third order of a step is the square root of what it gains, times that; a loss near 1 is rounded to 1e-16
+    np.testing.assert_allclose(near.loss - solver._Point(c, V).loss, decrease, rtol=0.1)
+
+
+def test_line_minimum_is_the_least_on_a_grid():
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        kinks = np.where(rng.random(6) < 0.3, np.inf, 2 * rng.random(6))
+        slope, curvature, rise = -rng.random() * 3, rng.random() * 3, rng.random(6)
+        grid = np.linspace(0, 1, 2001)
+        value = slope * grid + 0.5 * curvature * grid**2 + np.maximum(grid[:, None] - kinks, 0) @ rise
+        t, least = quadratic_models._line_minimum(slope, curvature, kinks, rise)
+        assert 0 < t <= 1
+        assert least <= value.min() + 1e-12  # rounding
+        assert least >= value.min() - 5e-3 * 10  # the grid's distance times the steepest slope
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.02])
+@pytest.mark.parametrize("K", [3, 4, 5])
+def test_weights_of_a_feature_are_shifted_to_the_least_penalty(K, l2):
+    model, _ = model_at(problem(K=K, l2=l2, l1=0.05), HessianModel)
+    rng = np.random.default_rng(6)
+    model.v, model.g = rng.normal(size=len(model.l1)) + 1, np.zeros(len(model.l1))
+    model.g += model.l2 * model.v  # the loss has no slope along a shift
+    before, shift = model.v.copy(), np.linspace(-4, 4, 8001)
+    model.shift_classes()
+
+    def penalty(v):
+        return 0.05 * np.abs(v).sum(axis=0) + 0.5 * l2 * (v**2).sum(axis=0)
+
+    for j in range(12):
+        at = model.working[1] == j
+        moved = model.v[at] - before[at]
+        np.testing.assert_allclose(moved, moved[0], atol=1e-15)  # rounding of numbers near 1
+        assert penalty(model.v[at]) <= penalty(before[at][:, None] + shift).min() + 1e-12  # rounding
+    np.testing.assert_array_equal(model.v[model.working[1] == 12], before[model.working[1] == 12])
+
+
+# --- the solver ---------------------------------------------------------------------------------------------------
+
+
+@kinds
+def test_the_gap_is_proven_and_true(kind):
+    objective = problem(**kind)
+    result = solve(objective)
+    best = solve(float64(objective), tol=1e-10)
+    unit = result.loss
+    assert result.stopped_on == "gap"
+    assert result.gap <= 1e-4 * unit
+    off = loss(objective, result.W) - loss(objective, best.W)
+    # F of float32 coefficients is known to its rounding; the best is at most 1e-6 above the minimum
+    rounding = 1e-6 if objective.dtype == np.float32 else 1e-9
+    assert off <= result.gap + rounding * unit
+    assert loss(objective, best.W) <= loss(objective, result.W) + rounding * unit
+
+
+@kinds
+def test_optimality_conditions_hold(kind):
+    objective = float64(problem(**kind))
+    result = solve(objective, tol=1e-8)
+    at, d = objective.linearize(result.W), objective.n_features
+    g, w = at.gradient[:, :d], result.W[:, :d]
+    off = np.where(w == 0, np.maximum(np.abs(g) - objective.l1, 0), np.abs(g + np.sign(w) * objective.l1))
+    mean, std = (getattr(objective.design.float64_rows(slice(None)), name)(axis=0) for name in ("mean", "std"))
+    # a gap of 1e-8 F_null allows violations of some 1e-4 times the square root of the curvature; an offset of 1e6 and
+    # weights near 1 leave 1e-10 of each logit to rounding, which the centred gradient sees as 1e-10 times the deviation
+    bound = 3e-4 * (1 + std) + 1e-9 * np.abs(mean)
+    assert (off <= bound).all()
+    if objective.fit_intercept:
+        assert np.abs(at.gradient[:, d]).max() <= 3e-4
+    if objective.n_classes == 2:
+        np.testing.assert_array_equal(result.W[0], -result.W[1])
+
+
+@pytest.mark.parametrize("kind", ["plain", "elastic net", "wild scales", "many classes", "sparse", "binary"])
+def test_the_support_is_that_of_a_far_more_precise_solution(kind):
+    objective = problem(**KINDS[kind])
+    coarse, fine = (objective.coef(solve(objective, tol=tol).W) for tol in (1e-4, 1e-10))
+    assert 0 < np.count_nonzero(fine) < fine.size
+    deviation = objective.design.float64_rows(slice(None)).std(axis=0)
+    differ = (coarse != 0) != (fine != 0)
+    # where both solutions agree to 1e-6 in standardised units, one of them may have what is zero in the other
+    assert (np.abs((coarse - fine) * deviation)[differ] < 1e-6).all()
+
+
+@pytest.mark.parametrize("density", [None, 0.3])
+def test_from_the_largest_gradient_on_all_weights_are_zero(density):
+    objective = problem(density=density)
+    g = np.abs(objective.coef(objective.linearize(solve(objective.with_penalties(0.0, 1e3)).W).gradient)).max()
+    above, below = (solve(objective.with_penalties(0.0, factor * g)) for factor in (1.0001, 0.95))
+    assert not objective.coef(above.W).any()
+    assert above.stopped_on == "gap"
+    assert len(above.history) == 1
+    assert objective.coef(below.W).any()
+
+
+@pytest.mark.parametrize("density", [None, 0.3])
+def test_without_intercepts_all_may_be_zero(density):
+    result = solve(problem(density=density, fit_intercept=False, l1=1e3))
+    assert not result.W.any()
+    assert result.stopped_on == "gap"
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_float32_has_a_proof_as_sharp_as_float64(scale):
+    """The dual point is that of coefficients before they are rounded to float32."""
+    result = solve(problem(dtype=np.float32, l1=1e-3 * scale, scales=True))
+    assert result.stopped_on == "gap"
+
+
+@pytest.mark.parametrize("l1_ratio", [1.0, 0.5])
+@pytest.mark.parametrize("alpha", [1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("load", [load_iris, load_wine, load_digits])
+def test_raw_data_that_can_be_separated_converge(load, alpha, l1_ratio):
+    X, y = load(return_X_y=True)
+    assert solve(classification(X, y, alpha, l1_ratio)).stopped_on == "gap"
+
+
+def test_heavy_tails_are_damped_and_converge():
+    """Models without damping take steps that turn over rows far out: the objective goes up."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_t(0.7, size=(2000, 9))
+    logits = np.sign(X) * np.log1p(np.abs(X)) @ rng.normal(size=(9, 7)) - 2 * np.arange(7)
+    result = solve(classification(X, (logits + rng.gumbel(size=logits.shape)).argmax(axis=1), 1e-4))
+    assert result.stopped_on == "gap"
+    assert result.passes > len(result.history) + 1  # some step was taken back
+    losses = [entry["loss"] for entry in result.history]
+    assert np.all(np.diff(losses) <= 1e-12)  # noise of a loss near 1
+
+
+def test_a_solve_that_fails_leads_nowhere(monkeypatch):
+    """Where rounding is all that is left of the curvature, a solve may go uphill: a loss of 1e-7 became 1e8."""
+    objective = problem()
+
+    def uphill(self, V, *rest):
+        return V + np.arange(V.size).reshape(V.shape), -10.0
+
+    monkeypatch.setattr(solver.HessianModel, "minimize", uphill)
+    result = solve(objective, max_iter=20)
+    np.testing.assert_allclose(result.loss, entr(np.bincount(objective.codes) / objective.n_rows).sum(), rtol=1e-12)
+    assert result.stopped_on == "precision"
+    assert result.passes <= 60  # it gives up, not only after 20 iterations of 6 trials
+
+
+def test_a_path_is_cheaper_with_warm_starts():
+    X, y = load_digits(return_X_y=True)
+    W, warm, cold = None, 0, 0
+    for alpha in np.geomspace(0.5, 1e-3, 6):
+        objective = classification(X, y, alpha)
+        result = solve(objective, W)
+        assert result.stopped_on == "gap"
+        W, warm, cold = result.W, warm + result.passes, cold + solve(objective).passes
+    assert warm < cold
+    assert len(solve(objective, W).history) == 1
+
+
+@pytest.mark.parametrize("density", [None, 0.1])
+def test_small_working_sets_lead_to_the_same_optimum(density, monkeypatch):
+    objective = problem(d=60, density=density, l1=2e-3)
+    large = solve(objective, tol=1e-8)
+    monkeypatch.setattr(solver, "ROOM", 5)
+    sizes, original = [], solver._ProximalNewton.working_set
+    monkeypatch.setattr(
+        solver._ProximalNewton, "working_set", lambda self, at: sizes.append(original(self, at)) or sizes[-1]
+    )
+    small = solve(objective, tol=1e-8)
+    assert len(sizes[0][0]) == 4 + 5
+    assert small.stopped_on == large.stopped_on == "gap"
+    assert abs(loss(objective, small.W) - loss(objective, large.W)) <= 1e-8 * large.loss
+
+
+def test_hessians_of_a_sample_of_the_rows_lead_to_the_same_optimum(monkeypatch):
+    objective = problem(n=2000, l1=2e-3)
+    exact = solve(objective)
+    monkeypatch.setattr(solver, "SMALL_WORK", 0)
+    samples, original = [], solver._ProximalNewton.sample
+    monkeypatch.setattr(
+        solver._ProximalNewton, "sample", lambda self, m: samples.append(original(self, m)) or samples[-1]
+    )
+    sampled = solve(objective)
+    assert len(samples[0]) == 250
+    assert samples[-1] is None
+    assert sampled.stopped_on == "gap"
+    assert abs(loss(objective, sampled.W) - loss(objective, exact.W)) <= 1e-4 * exact.loss
+
+
+def test_nothing_that_is_given_changes():
+    objective = problem(weighted=True, soft=True)
+    W = objective.zeros() + 0.1
+    given = [W, objective.design.X, objective.targets, objective.sample_weight]
+    before = [a.copy() for a in given]
+    for a in given:
+        a.flags.writeable = False
+    solve(objective, W)
+    for a, b in zip(given, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_coefficients_are_those_whose_loss_is_recorded(monkeypatch):
+    """Also where no step leads anywhere: a run from zero begins at the intercepts of the null model."""
+    objective = problem()
+    monkeypatch.setattr(solver.HessianModel, "minimize", lambda self, V, *rest: (V.copy(), 1.0))
+    result = solve(objective, max_iter=1)
+    np.testing.assert_allclose(result.loss, loss(objective, result.W), rtol=1e-12)  # rounding
+    np.testing.assert_allclose(result.loss, entr(np.bincount(objective.codes) / objective.n_rows).sum(), rtol=1e-12)
+
+
+def test_iterations_end_where_they_are_told_to():
+    objective = problem()
+    assert solve(objective, max_iter=2).stopped_on == "max_iter"
+    assert len(solve(objective, max_iter=2).history) == 2
+    watched = solve(objective, monitor=Silent(end=1))
+    assert len(watched.history) == 1
+    assert watched.stopped_on == "max_iter"
+
+
+def test_the_end_of_precision_is_told():
+    result = solve(problem(), tol=0.0)
+    assert result.stopped_on == "precision"
+    assert result.gap < 1e-10  # what rounding of numbers near 1 leaves, with room for sums of 200
+
+
+def test_more_threads_change_nothing():
+    found = [solve(problem(n_threads=n)).W for n in (1, 2)]
+    np.testing.assert_array_equal(*found)
