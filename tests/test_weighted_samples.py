@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from softreg import SoftmaxRegression
 from softreg._objective import Objective
 from softreg._preconditioners import Blocks, Exact, ScaledCorrelation, preconditioner
