@@ -93,18 +93,8 @@ def seen(monkeypatch):
 
 
 # The checks cut max_iter down to 5 by themselves and fit random labels: a warning is then the right answer.
-# As for SGDClassifier: rows in random order, each seen a few times, are not the same steps as weights.
-STOCHASTIC = {
-    f"check_sample_weight_equivalence_on_{form}_data": "a row of weight 2 is not two rows that are met apart"
-    for form in ("dense", "sparse")
-}
-
-
 @unfinished
-@parametrize_with_checks(
-    [SoftmaxRegression(), SoftmaxRegression(solver="sgd")],
-    expected_failed_checks=lambda estimator: STOCHASTIC if estimator.solver == "sgd" else {},
-)
+@parametrize_with_checks([SoftmaxRegression(), SoftmaxRegression(solver="sgd")])
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 

@@ -18,6 +18,8 @@ where a fit would. From then on each row is used once.
 Rows are learnt in blocks whose sizes follow from the number of rows seen. Rows that do not fill a block wait for the
 next call. So the steps do not depend on how the caller cuts the stream into batches.
 
+A fit of several epochs with few coefficients learns the first epoch so, and goes on as `dense_stream_newton` says.
+
 This module is policy alone: no estimator, no validation. Array arguments are as in `_reference.py`. It runs in the
 caller's thread and expects BLAS to be held at one thread, which makes its results the same everywhere.
 """
@@ -61,7 +63,7 @@ class KroneckerPreconditionedSGD:
         l1 > 0 implies False, as the proximal step of l1 needs a diagonal metric. Zeros of a mean of iterates are rare.
     planned_rows : int or None
         The rows of all epochs together, where the end is known. The rate then falls to zero, and where V has few
-        numbers, steps take the Hessian itself in place of its Kronecker form.
+        numbers, steps take the Hessian itself in place of its Kronecker form. `begin_epoch` tells the epochs apart.
     """
 
     NUMBERS = ("rows", "fitted_rows", "steps", "standardized_at", "replayed_at", "weight")
@@ -120,7 +122,7 @@ class KroneckerPreconditionedSGD:
         return loss, correct
 
     def begin_epoch(self, epoch, n_epochs):
-        """Begin epoch 0, 1, ... of a fit of `n_epochs`. Where V has few numbers, only the first one is of SGD's steps."""
+        """Begin epoch 0, 1, ... of a fit of `n_epochs`. Where V has few numbers, Newton takes all but the first."""
         if not self.takes_newton:
             return
         if epoch == 0:

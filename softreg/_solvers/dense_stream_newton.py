@@ -1,7 +1,7 @@
 """Newton's steps for planned fits with few coefficients: one step an epoch, exact for the rows that bend the loss most.
 
-A pass at fixed coefficients V0 replaces the loss of most rows by its second Taylor polynomial. The few rows whose
-gradients are largest in the metric of the features are kept, and enter the model with their loss itself:
+A pass at fixed coefficients V0 replaces the loss of most rows by its second Taylor polynomial. The few rows far from
+the others, those with large residuals first, are kept, and enter the model with their loss itself:
 
     M(V) = g . (V - V0) + c/2 (V - V0) . H (V - V0) + sum of the losses of kept rows + penalty
 
@@ -16,6 +16,7 @@ from scipy.linalg import cho_factor, cho_solve
 from softreg import _core
 
 KEPT = 1024  # rows with their loss itself
+RESIDUAL_FLOOR = 0.05  # added to the norm of a residual: a far row that is right today may be wrong after the step
 INNER_STEPS, INNER_TOL = 15, 1e-5  # of the minimum of M; the tolerance is of the decrease, relative to F
 CAUTION = 8.0  # factor of c where F has grown
 RIDGE = 1e-9  # on H, for directions without curvature; features have variance 1
@@ -44,7 +45,7 @@ class LocalModel:
         self.loss += losses
         self.weight += weight.sum()
         self.rows.append((Z, targets, weight))
-        self.scores.append(leverage * np.linalg.norm(G, axis=1))
+        self.scores.append(leverage * (np.linalg.norm(G, axis=1) + RESIDUAL_FLOOR))
         if sum(map(len, self.scores)) >= 2 * KEPT:
             self._select()
 
@@ -77,12 +78,12 @@ class LocalModel:
             gradient += penalty * V.ravel()
             curvature[np.diag_indices_from(curvature)] += penalty + RIDGE
             step = cho_solve(cho_factor(curvature, lower=True), gradient)
-            slope, rate = gradient @ step, 1.0
-            while not (lower := self._model(V - rate * step.reshape(V.shape), rows, caution)) <= value - 0.1 * rate * slope:
+            slope, rate, step = gradient @ step, 1.0, step.reshape(V.shape)
+            while not (lower := self._model(V - rate * step, rows, caution)) <= value - 0.1 * rate * slope:
                 rate /= 2
                 if rate < 1e-4:
                     return V
-            V, value = V - rate * step.reshape(V.shape), lower
+            V, value = V - rate * step, lower
             if slope <= tol:
                 break
         return V
