@@ -203,20 +203,23 @@ def plot(results, path):
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row["problem"] for row in results))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.6), squeeze=False, layout="constrained")
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row["contender"] for row in results))}
+    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.4), squeeze=False, layout="constrained")
     for ax, name in zip(axes[0], names, strict=True):
         own = [row for row in results if row["problem"] == name]
         batch = max(row["batch"] for row in own if row["curve"])
         for row in own:
             if row["contender"] == "whole fit":
-                ax.axhline(row["accuracy"], color="0.6", linestyle=":", label="whole fit (test rows)")
+                ax.axhline(row["accuracy"], color="0.5", linestyle=":", label="whole fit, on test rows")
             elif row["batch"] == batch and row["passes"] == min(r["passes"] for r in own if r["curve"]):
                 rows, accuracy, count = np.array(row["curve"], float).T
                 smooth = np.cumsum(accuracy * count) / np.cumsum(count)
-                ax.plot(rows, smooth, label=row["contender"], linewidth=2 if row["contender"] == "softreg" else 1)
-        ax.set(title=f"{name}, batches of {batch}", xlabel="rows", ylabel="accuracy so far, before learning")
-        ax.set_xscale("log")
-    axes[0][0].legend(fontsize=8)
+                width = 2.5 if row["contender"] == "softreg" else 1
+                ax.plot(rows, smooth, label=row["contender"], color=colours[row["contender"]], linewidth=width)
+        ax.set(title=f"{name}, batches of {batch}", xlabel="rows", xscale="log")
+    axes[0][0].set_ylabel("accuracy so far, before learning")
+    labels = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=len(labels), fontsize=9)
     figure.savefig(path, dpi=120)
 
 
