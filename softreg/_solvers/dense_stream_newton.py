@@ -18,6 +18,7 @@ from softreg import _core
 KEPT = 1024  # rows with their loss itself
 RESIDUAL_FLOOR = 0.05  # added to the norm of a residual: a far row that is right today may be wrong after the step
 INNER_STEPS, INNER_TOL = 15, 1e-5  # of the minimum of M; the tolerance is of the decrease, relative to F
+SHORTEST = 1e-12  # rate of an inner step: rows that are wrong and certain have a gradient, but no curvature
 CAUTION = 8.0  # factor of c where F has grown
 RIDGE = 1e-9  # on H, for directions without curvature; features have variance 1
 
@@ -81,7 +82,7 @@ class LocalModel:
             slope, rate, step = gradient @ step, 1.0, step.reshape(V.shape)
             while not (lower := self._model(V - rate * step, rows, caution)) <= value - 0.1 * rate * slope:
                 rate /= 2
-                if rate < 1e-4:
+                if rate < SHORTEST:
                     return V
             V, value = V - rate * step, lower
             if slope <= tol:

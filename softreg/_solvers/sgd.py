@@ -37,8 +37,10 @@ def sgd(objective, start, options, monitor):
         stream.end_epoch()
         if last:
             stream.finish()
-        result.W = stream.coefficients(objective.design)
+        previous, result.W = result.W, stream.coefficients(objective.design)
         result.passes += 1
+        if last:
+            result.W = _shortened(objective, previous, result)
         loss = losses / objective.total_weight + _penalty(objective, result.W)
         quiet = quiet + 1 if loss > best - options.tol * abs(best) else 0
         best = min(best, loss)
@@ -59,6 +61,19 @@ def quick_start(objective, random_state):
     stream.learn(objective, random_state.permutation(objective.n_rows)[:n_rows])
     stream.finish()
     return stream.coefficients(objective.design)
+
+
+def _shortened(objective, previous, result):
+    """Return the W of the last epoch, or the minimum of F on the way to it from the previous one, if F grew.
+
+    No later epoch looks at the last step, so this does.
+    """
+    result.passes += 1
+    if objective.value(result.W) <= objective.value(previous):
+        return result.W
+    step = result.W - previous
+    result.passes += 1
+    return previous + result.W.dtype.type(objective.line_minimum(previous, step, 1.0)) * step
 
 
 def _begin(objective, start, options):
