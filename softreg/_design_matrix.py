@@ -226,6 +226,7 @@ class CSRDesign(_Design):
         return out
 
     def squares_product(self, C):
+        """Return sum_i [x_i^2 1] c_i^T, (p, L), for C (n, L)."""
         out = np.zeros((self.n_columns, C.shape[1]), self.dtype)
         for block in self.row_blocks():
             X, sums = self.copy_rows(block), np.empty_like(out)

@@ -81,6 +81,7 @@ class Covariance(Metric):
         self.inverse = np.ones(self.p, self.dtype)  # (p,) while A is diagonal, then (p, p)
 
     def observe(self, Z, weight, total, rows):
+        """Add the rows Z to the second moments; late in a stream, only every few blocks."""
         left_out = rows > EVERY_ROW * self.p and self.blocks % EVERY_NTH
         self.blocks += 1
         if left_out:
@@ -105,6 +106,7 @@ class Covariance(Metric):
         self.waiting = 0
 
     def move(self, shift, factor):
+        """Write the second moments and the waiting rows in the new standardised columns."""
         _move_rows(self.recent[: self.waiting], shift, factor)
         M, d = self.second, self.d
         if self.rows == self.waiting:  # M is zero
@@ -163,6 +165,7 @@ class SampledCovariance(Metric):
         _move_rows(self.sample[: self.rows], shift, factor)
 
     def refresh(self, penalty, rows):
+        """Factor the inverse of A anew, from the sampled rows and the penalty."""
         rho = self.shrinkage()
         U = self.sample[: self.rows].astype(np.float64) * np.sqrt((1.0 - rho) / self.rows)
         diagonal = rho + penalty

@@ -66,8 +66,11 @@ def quick_start(objective, random_state):
 def _shortened(objective, previous, result):
     """Return the W of the last epoch, or the minimum of F on the way to it from the previous one, if F grew.
 
-    No later epoch looks at the last step, so this does.
+    No later epoch looks at the last step, so this does. With l1 the W of the last epoch stays: a mixture of two W
+    would lose its zeros.
     """
+    if objective.l1:
+        return result.W
     result.passes += 1
     if objective.value(result.W) <= objective.value(previous):
         return result.W
