@@ -1,4 +1,4 @@
-"""The race: seconds until a fit stands within a relative distance (F - F*) / F* of the optimum.
+"""The race: seconds until a fit stands within a distance (F - F*) / F_null of the optimum, F_null the null model's loss.
 
 Every point of a curve is a whole cold fit, timed from the call to its return; README.md says how the numbers
 are taken. Without arguments and without SOFTREG_DATA it runs on digits and takes less than a minute.
@@ -70,7 +70,7 @@ def run(contender, problem, optimum, threads, budget):
     growth = [b / a if contender.interpolate else 2 for a, b in pairwise(contender.levels)]
     for level, factor in zip(contender.levels, [*growth, np.inf], strict=True):
         record = timed_fit(contender, problem, level, threads)
-        gap = (record["objective"] - optimum) / optimum
+        gap = (record["objective"] - optimum) / problem.null_loss
         records.append(record)
         if gap <= min(TARGETS) or factor * record["seconds"] > budget:
             break
@@ -106,14 +106,13 @@ def race(specs, contenders, threads, budget, exact=True):
                 continue
             records += found
             last = found[-1]
-            gap = last["objective"] / reference["objective"] - 1
+            gap = (last["objective"] - reference["objective"]) / problem.null_loss
             reached = f"{gap:9.1e}" if exact else f"F = {last['objective']:.8g}"
             say(f"  {contender.name:20} {last['seconds']:8.3f} s   {reached}   level {last['level']:g}")
         # F* is the best of all attempts.
         optima[spec] = np.nanmin([reference["objective"]] + [r["objective"] for r in records[first:]])
-    for record in records:
-        optimum = optima[record["problem"]]
-        record["suboptimality"] = (record["objective"] - optimum) / optimum
+        for record in records[first:]:
+            record["suboptimality"] = (record["objective"] - optima[spec]) / problem.null_loss
     return records, optima
 
 
@@ -173,7 +172,7 @@ def markdown(records, optima, threads):
         if mine is None or not mine["suboptimality"] <= r["suboptimality"]:
             best[r["problem"]][r["contender"]] = r
     heads = [f"to {t:.0e}" for t in TARGETS]
-    heads = ["contender", *heads, "closest fit", "objective", "rel. subopt.", "test acc.", "warned"]
+    heads = ["contender", *heads, "closest fit", "objective", "subopt.", "test acc.", "warned"]
     for problem, times in reached.items():
         out += ["", f"### {problem} (F* = {optima[problem]:.10g})", ""]
         out += ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 2) + "|---|"]
@@ -251,7 +250,7 @@ def plot(records, path):
         _label_ends(ax, sorted(ends))
         ax.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("seconds of a whole cold fit")
-    figure.supylabel("relative suboptimality (F - F*) / F*")
+    figure.supylabel("suboptimality (F - F*) / F_null")
     figure.savefig(path, dpi=130)
 
 

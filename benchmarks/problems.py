@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import linalg, sparse
-from scipy.special import log_softmax, softmax
+from scipy.special import entr, log_softmax, softmax
 from sklearn import datasets
 
 DENSE = ("letter", "satimage", "shuttle", "flights_carrier", "fashion_mnist")
@@ -57,6 +57,11 @@ class Problem:
     @property
     def is_sparse(self):
         return sparse.issparse(self.X_train)
+
+    @property
+    def null_loss(self):
+        """The entropy of the class shares of the training rows, the unit of softreg's `tol`."""
+        return float(entr(np.bincount(self.y_train) / len(self.y_train)).sum())
 
     def X(self, dtype):
         """The training rows in `dtype`; the conversion is kept, so that no contender is timed for it."""

@@ -46,4 +46,4 @@ compare("LogisticRegression", LogisticRegression(C=C))
 compare("LogisticRegression, max_iter=10000", LogisticRegression(C=C, max_iter=10_000))
 
 print(f"\nThe first fit ended on its {model.stopped_on_!r}, after {model.n_iter_} iterations.")
-print(f"What is proven: its objective is at most {model.optimality_gap_:.1e} above the least there is.")
+print(f"What is proven: at most {model.optimality_gap_:.1e} of the null model's loss is left to gain.")

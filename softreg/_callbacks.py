@@ -65,16 +65,16 @@ class Monitor:
     Parameters
     ----------
     estimator : gives `verbose`, `tol`, `n_iter_no_change` and `max_iter`
-    n_rows : int, the rows of a pass
+    objective : Objective over the rows to train on
     row : row of the registry of solvers, for the name of an iteration
     held_out : Objective over the held-out rows, or None
     callbacks : Callbacks, or None
     """
 
-    def __init__(self, estimator, n_rows, row, held_out=None, callbacks=None):
+    def __init__(self, estimator, objective, row, held_out=None, callbacks=None):
         self.verbose, self.tol, self.n_iter_no_change = estimator.verbose, estimator.tol, estimator.n_iter_no_change
         self.unit, self.max_iter = row.iteration, estimator.max_iter
-        self.n_rows, self.held_out, self.callbacks = n_rows, held_out, callbacks or Callbacks()
+        self.objective, self.held_out, self.callbacks = objective, held_out, callbacks or Callbacks()
         self.best, self.best_loss, self.waited, self.stopped_on = None, np.inf, 0, None
         self.calls, self.seconds = 0, 0.0  # spent in here; rows a second are those of the solver alone
 
@@ -109,7 +109,7 @@ class Monitor:
         loss = at.value - 0.5 * self.held_out.l2 * squared_norm(self.held_out.coef(W))
         entry["validation_loss"] = loss
         entry["validation_score"] = self._accuracy(at.probabilities(slice(None)))
-        self.waited = self.waited + 1 if loss > self.best_loss - self.tol * abs(self.best_loss) else 0
+        self.waited = self.waited + 1 if loss > self.best_loss - self.tol * self.objective.null_loss else 0
         if loss < self.best_loss:
             self.best, self.best_loss = W.copy(order="K"), loss
         if self.waited >= self.n_iter_no_change:
@@ -131,8 +131,8 @@ class Monitor:
         columns = [
             f"{self.unit} {done:{len(str(self.max_iter))}}/{self.max_iter}",
             f"loss {entry['loss']:<11.6g}",
-            f"gap {'{:.1e} {}'.format(*gap) if gap else '-':17}",
-            f"{entry['passes'] * self.n_rows / busy:13,.0f} rows/s",
+            f"gap {'{:.1e} of the null loss, {}'.format(*gap) if gap else '-':36}",
+            f"{entry['passes'] * self.objective.n_rows / busy:13,.0f} rows/s",
             f"at most {duration(left):>8} left",
         ]
         if "validation_score" in entry:

@@ -12,6 +12,7 @@ curvature there, such as Hessian products. Solvers, preconditioners and certific
 from copy import copy
 
 import numpy as np
+from scipy.special import entr
 
 from softreg import _core
 from softreg._class_directions import class_gram, directional_curvature
@@ -100,6 +101,24 @@ class Objective:
         if weight is None:
             return np.full(self.n_rows, self.dtype.type(1 / self.total_weight))
         return weight / self.dtype.type(self.total_weight)
+
+    def class_shares(self):
+        """Return q, the weighted mean of Y, float64, (K,); computed once."""
+        if "class_shares" not in self._cache:
+            shares, codes = self.shares().astype(np.float64), self.codes
+            if codes is None:
+                blocks = self.design.row_blocks()
+                q = sum(shares[block] @ self.distributions(block).astype(np.float64) for block in blocks)
+            else:
+                q = np.bincount(codes, shares, self.n_classes)
+                q += self.label_smoothing * (1 / self.n_classes - q)
+            self._cache["class_shares"] = q / q.sum()
+        return self._cache["class_shares"]
+
+    @property
+    def null_loss(self):
+        """F_null = -sum_k q_k log q_k, the loss of the model that knows the class shares alone: the unit of `tol`."""
+        return float(entr(self.class_shares()).sum())
 
     def distributions(self, block=slice(None)):
         """Return Y, the smoothed target distributions of the rows in `block`, (m, K)."""

@@ -112,7 +112,7 @@ def fit_path(model, objective, classes, alphas, l1_ratio, score=lambda fitted: N
         penalised = objective.with_penalties(*penalties(alpha, l1_ratio, len(classes)))
         with single_threaded_blas(), finite_or_error(objective):
             options = model._options(check_random_state(model.random_state))
-            result = solve(model.solver, penalised, start, options, Monitor(model, penalised.n_rows, row))
+            result = solve(model.solver, penalised, start, options, Monitor(model, penalised, row))
             check_finite(result.W, result.loss)
         start = Start(result.W, preconditioner=result.preconditioner)
         fitted = copy(model).set_params(alpha=alpha, l1_ratio=l1_ratio)
@@ -125,8 +125,9 @@ def warn_of_path(tol, converged, stacklevel):
     """Give a ConvergenceWarning if not all fits converged; converged is a bool array of any shape."""
     if not converged.all():
         warnings.warn(
-            f"{np.sum(~converged)} of {converged.size} fits along the path stopped before they converged to tol={tol}. "
-            "Increase max_iter, standardise the features, leave out the smallest alphas, or raise tol.",
+            f"{np.sum(~converged)} of {converged.size} fits along the path stopped before they converged to tol={tol} "
+            "of the null model's loss. Increase max_iter, standardise the features, leave out the smallest alphas, or "
+            "raise tol.",
             ConvergenceWarning,
             stacklevel=stacklevel,
         )

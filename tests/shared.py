@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import sparse
+from scipy.special import entr
 
 forms = pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
 both_classes = pytest.mark.parametrize("classes", [2, 3])
@@ -16,6 +17,12 @@ def softmax_data(n, d, classes, seed=0):
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, d)) * (rng.random((n, d)) < 0.7)
     return X, (X @ rng.normal(size=(d, classes)) + rng.gumbel(size=(n, classes))).argmax(axis=1)
+
+
+def null_loss(y, s=None):
+    """Return F_null, the entropy of the class shares of labels y with weights s: the unit of `tol`."""
+    totals = np.bincount(np.unique(y, return_inverse=True)[1], s)
+    return float(entr(totals / totals.sum()).sum())
 
 
 def like(objective, W):

@@ -14,7 +14,7 @@ import pytest
 import sklearn
 from scipy import sparse
 from scipy.special import log_softmax, softmax
-from shared import both_classes, forms, softmax_data, unfinished
+from shared import both_classes, forms, null_loss, softmax_data, unfinished
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, load_iris
@@ -609,10 +609,10 @@ def test_converged_means_proven_or_estimated(solver, classes, tol):
     model = SoftmaxRegression(solver=solver, alpha=0.05, tol=tol, max_iter=2000, random_state=0).fit(X, y)
     best = SoftmaxRegression(**{**EXACT, "alpha": 0.05}).fit(X, y)
     least = objective(best, X, y)
-    assert objective(model, X, y) - least <= tol * objective(model, X, y)
-    assert model.optimality_gap_ >= objective(model, X, y) - least - 1e-12  # rounding of F, and of EXACT itself
-    gaps = {"gap": model.optimality_gap_, "estimate": model.gap_estimate_}
-    assert gaps[model.stopped_on_] <= tol * objective(model, X, y) * (1 + 1e-12)
+    distance = (objective(model, X, y) - least) / null_loss(y)
+    assert distance <= tol
+    assert model.optimality_gap_ >= distance - 1e-12  # rounding of F, and of EXACT itself
+    assert {"gap": model.optimality_gap_, "estimate": model.gap_estimate_}[model.stopped_on_] <= tol
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-4])
@@ -633,12 +633,25 @@ def test_a_fit_that_did_not_arrive_says_so(solver, alpha):
     assert np.isfinite(model.coef_).all()
 
 
-def test_no_penalty_no_proof():
+def test_without_a_penalty_the_loss_is_the_proven_gap():
+    """F >= 0, so F - min F <= F."""
     X, y = data()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = SoftmaxRegression(alpha=0, max_iter=20).fit(X, y)
-    assert model.optimality_gap_ == np.inf
+    model = SoftmaxRegression(alpha=0).fit(X, y)
+    assert model.stopped_on_ == "estimate"
+    assert model.optimality_gap_ == pytest.approx(objective(model, X, y) / null_loss(y), rel=1e-12)  # rounding
+
+
+@solvers
+@both_classes
+def test_separable_classes_without_a_penalty_end_with_a_proof(solver, classes):
+    """There is no minimum. The fit ends where F, which is at most tol * F_null, proves that it is near enough to 0."""
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    y = (X @ np.eye(4, classes)).argmax(axis=1)
+    model = SoftmaxRegression(solver=solver, alpha=0, tol=1e-2, max_iter=300, random_state=0)
+    model.fit(X, y)
+    assert model.stopped_on_ == "gap"
+    assert model.optimality_gap_ <= 1e-2
+    assert np.isfinite(model.coef_).all()
 
 
 @unfinished

@@ -107,18 +107,18 @@ def solve(solver, objective, start, options, monitor):
     return monitor.conclude(result)
 
 
-def warning_text(result, tol):
+def warning_text(result):
     """Return the text of the warning of a fit that did not converge: the gap that it reached, and advice."""
     reached = []
     if np.isfinite(result.gap):
         reached.append(f"proven to be within {result.gap:.2g}")
     if np.isfinite(result.estimate):
         reached.append(f"estimated to be within {result.estimate:.2g}")
-    known = f"{' and '.join(reached)} of its minimum"
+    known = f"{' and '.join(reached)} of its minimum, as a share of the null model's loss {result.null_loss:.4g}"
     distance = known if reached else "and its distance from the minimum is not known"
     row = SOLVERS[result.solver]
     return (
         f"SoftmaxRegression stopped after {len(result.history)} iterations before it converged: the objective is "
-        f"{result.loss:.6g}, {distance}; tol asks for {tol * result.loss:.2g}. "
+        f"{result.loss:.6g}, {distance}; tol asks for {result.tol:.2g}. "
         f"{row.advice[result.stopped_on].format(dtype=result.W.dtype)}"
     )

@@ -34,7 +34,7 @@ class CentredCoordinates:
         self.copies, self.n_rows = (2, 1) if self.is_binary else (1, self.n_classes)
         self.shares = objective.shares().astype(np.float64)
         self.l1, self.l2 = (np.where(np.arange(p) < d, penalty, 0.0) for penalty in (objective.l1, objective.l2))
-        q = np.clip(class_shares(objective), 1e-3 / objective.n_rows, 1 - 1e-3 / objective.n_rows)
+        q = np.clip(objective.class_shares(), 1e-3 / objective.n_rows, 1 - 1e-3 / objective.n_rows)
         b = np.log(q) - np.log(q).mean()
         self.null_intercepts = self._rows(b[:, None])[:, : p - d]
         self.mean, second = self._moments()
@@ -147,12 +147,6 @@ class CentredCoordinates:
         is_column = features < self.n_features
         product = self.columns[:, features[is_column]] @ weights[is_column]
         return product + weights[~is_column].sum()
-
-
-def class_shares(objective):
-    """Return the weighted mean of Y, float64, (K,)."""
-    shares, blocks = objective.shares(), objective.design.row_blocks()
-    return sum(shares[block].astype(np.float64) @ objective.distributions(block) for block in blocks)
 
 
 def _normalized(P):

@@ -45,7 +45,7 @@ def is_promising(objective):
 
 
 def dual_ascent(objective, start, options, monitor):
-    """Visit the rows in random order, epoch by epoch, until the proven gap is within tol * F; return the result.
+    """Visit the rows in random order, epoch by epoch, until the proven gap is within tol * F_null; return the result.
 
     F minus the dual objective of Q estimates the gap and costs nothing. Once the estimate is small, Q is balanced, and
     the dual objective is then a proven bound.
@@ -62,23 +62,22 @@ def dual_ascent(objective, start, options, monitor):
     result : Result
         Stopped on "gap", "max_iter", or "slow" if Newton's method would be faster.
     """
-    tol, gaps = options.tol, []
-    dual = _Dual(objective, start.W.copy(order="K"))
-    result = Result(dual.W, solver="dual")
+    gaps, dual = [], _Dual(objective, start.W.copy(order="K"))
+    result = Result(dual.W, objective.null_loss, options.tol, solver="dual")
     for epoch in range(options.max_iter):
         monitor.begin()
         dual.epoch(options.random_state.permutation(objective.n_rows))
         result.passes += 1.5
         entry = result.record(objective.value(dual.W))
         gaps.append(max(entry["loss"] - dual.value(), np.finfo(float).tiny))
-        if gaps[-1] <= 0.5 * tol * abs(entry["loss"]) or epoch == options.max_iter - 1:
+        if gaps[-1] <= 0.5 * result.target or epoch == options.max_iter - 1:
             dual.balance()
             result.passes += 1
             entry["loss"] = objective.value(dual.W)
-            result.bound(dual.bound(entry["loss"]), tol)
+            result.bound(dual.bound(entry["loss"]))
         if monitor(dual.W, entry) or result.converged:
             break
-        if options.may_give_up and _is_slow(gaps, tol * abs(entry["loss"])):
+        if options.may_give_up and _is_slow(gaps, result.target):
             result.stopped_on = "slow"
             break
     return result

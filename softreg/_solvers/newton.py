@@ -2,8 +2,8 @@
 
 A step minimises the quadratic model by conjugate gradients. These stop at the boundary of a trust region, or once they
 are as exact as the last model was (Eisenstat and Walker 1996). If the step overshoots, the minimum along it is taken.
-The sample grows when steps on it decrease F less than predicted. The method ends on a proven gap of tol * F, or on an
-estimate over all rows, see `_Newton.confirm`. Large problems that start from zero begin with two epochs of SGD, if
+The sample grows when steps on it decrease F less than predicted. The method ends on a proven gap of tol * F_null, or on
+an estimate over all rows, see `_Newton.confirm`. Large problems that start from zero begin with two epochs of SGD, if
 these decrease F.
 """
 
@@ -76,11 +76,11 @@ class _Newton:
     """
 
     def __init__(self, objective, start, options):
-        self.objective, self.tol, self.eps = objective, options.tol, np.finfo(objective.dtype).eps
+        self.objective, self.eps = objective, np.finfo(objective.dtype).eps
         W = start.W.copy(order="K")
         if objective.l2:  # the optimum sums to zero over the classes, and steps do not change that sum
             objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
-        self.result = start.result or Result(W)
+        self.result = start.result or Result(W, objective.null_loss, options.tol)
         self.result.solver, self.result.stopped_on = "newton", "max_iter"
         self.order = options.random_state.permutation(objective.n_rows)
         starts_with_sgd = RowSample.is_worthwhile(objective) and not W.any()
@@ -141,10 +141,11 @@ class _Newton:
         if self.sample.share == 1 and not self.damping.share.any():  # such a model gives an estimate by itself
             self.estimate(solution, reached if full_step else None)
         trusted = full_step and self.decrease >= 0.5 * solution.decrease
-        target = self.tol * abs(self.at.value)
-        if not result.converged and trusted and solution.remaining(self.decrease, self.norm) <= target:
+        if not result.converged and trusted and solution.remaining(self.decrease, self.norm) <= result.target:
             self.confirm()
-        if objective.l2 and (result.converged or solution.decrease <= 10 * self.tol * abs(self.at.value)):
+        if self.at.value <= result.target:  # F >= 0: F itself is a proven gap
+            result.bound(0.0)
+        elif objective.l2 and (result.converged or solution.decrease <= 10 * result.target):
             self.certify()
         entry["loss"] = self.at.value
 
@@ -174,9 +175,9 @@ class _Newton:
         """
         value = self.at.value
         gap = solution.gap(self.M, value, self.eps, reached)
-        if gap <= self.tol * abs(value):
+        if gap <= self.result.target:
             gap = solution.gap(self.M, value, self.eps, reached, self.flattening(solution))
-        self.result.estimated(gap, value, self.tol)
+        self.result.estimated(gap)
 
     def flattening(self, solution):
         """Return the smallest eigenvalue that the solve saw, over the curvature along the gradient at the point.
@@ -193,12 +194,12 @@ class _Newton:
     def confirm(self):
         """Estimate the gap by a solve over all rows, see `ModelSolution.gap`, and take its step if F decreases.
 
-        The solve ends once its decrease and the estimated rest are within half of tol * F, or its residual is a tenth
-        of the gradient. The next models take all rows.
+        The solve ends once its decrease and the estimated rest are within half of the target, or its residual is a
+        tenth of the gradient. The next models take all rows.
         """
         at, M = self.at, self.M
         M.refresh(at)
-        target = 0.5 * self.tol * abs(at.value)
+        target = 0.5 * self.result.target
         solution = trust_region_cg(at, M, np.inf, 0.1, 300, min_products=min_products(M), target_gap=target)
         self.result.passes += solution.products
         new, step_size = self.line_search(solution.step)
@@ -210,7 +211,7 @@ class _Newton:
 
     def certify(self):
         """Compute the proven gap at W, and note it in the result."""
-        self.result.certify(self.at, self.tol)
+        self.result.certify(self.at)
 
     def is_stuck(self):
         """Return True if the model of all rows predicts a decrease within rounding, and F did not decrease."""

@@ -73,9 +73,9 @@ class _ProximalNewton:
     """
 
     def __init__(self, objective, W, options):
-        self.objective, self.tol, self.at = objective, options.tol, None
+        self.objective, self.at = objective, None
         self.order = options.random_state.permutation(objective.n_rows)
-        self.result = Result(W, solver="proximal_newton")
+        self.result = Result(W, objective.null_loss, options.tol, solver="proximal_newton")
         self.coordinates = CentredCoordinates(objective)
         V = self.coordinates.from_weights(W)
         if not W.any():
@@ -88,7 +88,7 @@ class _ProximalNewton:
     @property
     def target(self):
         """The gap that ends the run."""
-        return self.tol * abs(self.at.loss)
+        return self.result.target
 
     def evaluate(self, V):
         """Return the point at V, and count the pass."""
@@ -143,7 +143,7 @@ class _ProximalNewton:
         """Record the iteration, and bound the gap."""
         result, before = self.result, self.result.gap
         result.record(self.at.loss)
-        result.bound(self.at.lower_bound, self.tol)
+        result.bound(self.at.lower_bound)
         nothing = max(self.noise, NOTHING * self.target)
         hopeless = self.decrease <= nothing or self.damping == 1  # such a model lies above the objective
         is_idle = hopeless and self.gained <= nothing and result.gap > 0.7 * before

@@ -41,14 +41,17 @@ class Options:
 class Result:
     """The result of a solver, which fills it while it runs.
 
+    Gaps and estimates are shares of the null model's loss, F_null, as `tol` is.
+
     Attributes
     ----------
     W : array of shape (K, p)
+    null_loss, tol : F_null, and the gap in units of F_null that ends the run
     solver : name of the solver that finished
     stopped_on : reason for the end, see `SoftmaxRegression.stopped_on_`
-    lower_bound : the best proven lower bound on min F so far
-    gap : proven bound on F - min F
-    estimate : estimate of F - min F by the Newton decrement, not proven; NaN where there is none
+    lower_bound : the best proven lower bound on min F so far; zero at first, as F >= 0
+    gap : proven bound on (F - min F) / F_null
+    estimate : estimate of (F - min F) / F_null by the Newton decrement, not proven; NaN where there is none
     passes : over the data, for a gradient or a Hessian product
     preconditioner : at the end, for the next fit of a path
     history : list of dicts, one an iteration
@@ -56,9 +59,11 @@ class Result:
     """
 
     W: np.ndarray
+    null_loss: float
+    tol: float
     solver: str = ""
     stopped_on: str = "max_iter"
-    lower_bound: float = -np.inf
+    lower_bound: float = 0.0
     gap: float = np.inf
     estimate: float = np.nan
     passes: float = 0.0
@@ -69,6 +74,11 @@ class Result:
     @property
     def converged(self):
         return self.stopped_on in ("gap", "estimate")
+
+    @property
+    def target(self):
+        """The F - min F that ends the run."""
+        return self.tol * self.null_loss
 
     @property
     def loss(self):
@@ -82,29 +92,29 @@ class Result:
         self.history.append(entry)
         return entry
 
-    def certify(self, linearization, tol):
+    def certify(self, linearization):
         """Compute the proven gap at W, note it in the last entry, and stop on "gap" if it is within tol.
 
         Return True if the solver has converged.
         """
         loss = linearization.value + linearization.objective.penalty_l1(self.W)
         self.history[-1].update(loss=loss, passes=self.passes)
-        return self.bound(_duality.lower_bound(linearization), tol)
+        return self.bound(_duality.lower_bound(linearization))
 
-    def bound(self, lower_bound, tol):
+    def bound(self, lower_bound):
         """Note the gap to the best proven lower bound so far in the last entry, and stop on "gap" if it is within tol.
 
         Return True if the solver has converged.
         """
         self.lower_bound = max(self.lower_bound, lower_bound)
-        self.gap = self.history[-1]["gap"] = max(self.loss - self.lower_bound, 0.0)
-        if self.gap <= tol * abs(self.loss):
+        self.gap = self.history[-1]["gap"] = max(self.loss - self.lower_bound, 0.0) / self.null_loss
+        if self.gap <= self.tol:
             self.stopped_on = "gap"
         return self.converged
 
-    def estimated(self, gap, loss, tol):
-        """Note an estimate of the gap in the last entry, if it is finite; stop on "estimate" if it is within tol."""
+    def estimated(self, gap):
+        """Note an estimate of F - min F in the last entry, if it is finite; stop on "estimate" if it is within tol."""
         if np.isfinite(gap):
-            self.estimate = self.history[-1]["gap_estimate"] = gap
-            if gap <= tol * abs(loss):
+            self.estimate = self.history[-1]["gap_estimate"] = gap / self.null_loss
+            if self.estimate <= self.tol:
                 self.stopped_on = "estimate"

@@ -11,8 +11,8 @@ def sgd(objective, start, options, monitor):
     """Go over the rows in random order, epoch by epoch, from `start`; return the result.
 
     The rows are a stream to the optimisers of `streaming`, which are told the planned number of epochs. A run stops
-    once the certified gap is within tol * F. The certificate costs a full gradient, so it is asked for only when the
-    mean loss of the last `n_iter_no_change` epochs moved by less than that, and at the end.
+    once the certified gap is within tol * F_null. The certificate costs a full gradient, so it is asked for only when
+    the mean loss of the last `n_iter_no_change` epochs moved by less than that, and at the end.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def sgd(objective, start, options, monitor):
         Stopped on "gap" or "max_iter".
     """
     n, epochs = objective.n_rows, options.max_iter
-    stream, result = _begin(objective, start, options), Result(start.W, solver="sgd")
+    stream, result = _begin(objective, start, options), Result(start.W, objective.null_loss, options.tol, solver="sgd")
     quiet, best = 0, np.inf
     for epoch in range(epochs):
         monitor.begin()
@@ -42,12 +42,12 @@ def sgd(objective, start, options, monitor):
         if last:
             result.W = _shortened(objective, previous, result)
         loss = losses / objective.total_weight + _penalty(objective, result.W)
-        quiet = quiet + 1 if loss > best - options.tol * abs(best) else 0
+        quiet = quiet + 1 if loss > best - result.target else 0
         best = min(best, loss)
         entry = result.record(loss)
         if quiet >= options.n_iter_no_change or last:
             result.passes += 1
-            result.certify(objective.linearize(result.W), options.tol)
+            result.certify(objective.linearize(result.W))
             quiet = 0
         if monitor(result.W, entry) or result.converged:
             break
