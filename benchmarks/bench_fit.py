@@ -1,4 +1,4 @@
-"""The race: seconds until a fit stands within a distance (F - F*) / F_null of the optimum, F_null the null model's loss.
+"""The race: seconds until a fit stands within a share of the null model's loss, (F - F*) / F_null, of the optimum.
 
 Every point of a curve is a whole cold fit, timed from the call to its return; README.md says how the numbers
 are taken. Without arguments and without SOFTREG_DATA it runs on digits and takes less than a minute.

@@ -19,6 +19,7 @@ from sklearn import datasets
 DENSE = ("letter", "satimage", "shuttle", "flights_carrier", "fashion_mnist")
 SPARSE = ("news20_tfidf", "reuters_r52")
 BUNDLED = ("digits", "iris", "wine", "breast_cancer")  # ship with scikit-learn, need no data folder
+GENERATED = {"embedding_768": (50_000, 768, 100), "embedding_512": (60_000, 512, 1000)}  # rows to train, d, K
 CHUNK_BYTES = 1 << 25  # of float64, for everything that runs over the rows piece by piece
 EXACT_HESSIAN = 2000  # unknowns up to which the reference forms and factors the whole Hessian
 
@@ -78,7 +79,10 @@ def load(spec):
     name, _, alpha = spec.partition("@")
     name, _, rows = name.partition(":")
     base = name.removesuffix("_std")
-    X, y, n_train = _bundled(base) if base in BUNDLED else _from_folder(base)
+    if base in GENERATED:
+        X, y, n_train = _embedding(*GENERATED[base])
+    else:
+        X, y, n_train = _bundled(base) if base in BUNDLED else _from_folder(base)
     X_train, X_test, y_train, y_test = X[:n_train], X[n_train:], y[:n_train], y[n_train:]
     if rows:  # more rows than there are: drawn with replacement, for the growth of time with n
         pick = np.random.default_rng(0).choice(n_train, int(rows), replace=int(rows) > n_train)
@@ -100,11 +104,23 @@ def _from_folder(name):
     path = Path(folder or ".") / f"{name}.npz"
     if folder is None or not path.exists():
         found = sorted(p.stem for p in path.parent.glob("*.npz")) if folder else []
-        raise SystemExit(f"No problem {name!r}: bundled are {BUNDLED}, and in SOFTREG_DATA={folder} {found}.")
+        raise SystemExit(f"No problem {name!r}: bundled are {(*BUNDLED, *GENERATED)}, and in SOFTREG_DATA={folder} {found}.")
     with np.load(path) as file:
         y, n_train = file["y"].astype(np.intp), int(file["n_train"])
         dense = file["X"].astype(float) if "X" in file else None
     return (sparse.csr_array(sparse.load_npz(path)) if dense is None else dense), y, n_train
+
+
+def _embedding(n_train, d, K):
+    """Features like an embedding's: correlated, with an offset. Labels are drawn from a softmax model of them."""
+    rng, n = np.random.default_rng(0), n_train + 5000
+    scales = np.arange(1, d + 1) ** -0.5
+    mixing = linalg.qr(rng.normal(size=(d, d)), mode="economic")[0].astype(np.float32)
+    latent = rng.standard_normal(size=(n, d), dtype=np.float32)
+    logits = latent @ rng.normal(scale=3 / np.sqrt(d), size=(d, K)).astype(np.float32)
+    y = (logits + rng.gumbel(size=logits.shape).astype(np.float32)).argmax(axis=1)
+    X = (latent * scales.astype(np.float32)) @ mixing + rng.normal(scale=0.5, size=d).astype(np.float32)
+    return X, y, n_train
 
 
 def _bundled(name):

@@ -9,7 +9,7 @@ these decrease F.
 
 import numpy as np
 
-from softreg._objective import inner
+from softreg._objective import inner, squared_norm
 from softreg._preconditioners import Blocks, ScaledCorrelation, preconditioner
 from softreg._solvers.result import Result
 from softreg._solvers.row_sampling import RowDamping, RowSample
@@ -19,6 +19,7 @@ from softreg._validation import OVERFLOW
 
 LONG_SOLVE = 8  # products of a solve above which `Blocks` is built, at the cost of some 15
 COARSEST = 0.3  # the largest share of the gradient that a solve may leave as residual
+FORGETTING = 100  # products after which a small eigenvalue counts half as small, see `_Newton.note`
 SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a step is accepted
 
 
@@ -71,6 +72,7 @@ class _Newton:
     radius : of the trust region, in M's norm
     accuracy : share of the gradient that the next solve may leave as residual
     since_refresh : Hessian products since the preconditioner was built
+    smallest : estimate of the smallest eigenvalue of M^-1 H, from earlier solves
     solution, step_size, decrease : of the last step; decrease is that of F
     norm_before, is_lower : of the last step: the norm before it, and True if it decreased F
     """
@@ -93,7 +95,7 @@ class _Newton:
         self.norm = dual_norm(self.M, self.at.gradient)
         if not np.isfinite(self.norm):  # weights as large as that have no place in the dtype
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
-        self.radius, self.accuracy, self.since_refresh = 1.5 * self.norm, COARSEST, 0
+        self.radius, self.accuracy, self.since_refresh, self.smallest = 1.5 * self.norm, COARSEST, 0, np.inf
 
     def linearize(self, W):
         """Return the linearisation at W, and count the pass."""
@@ -111,13 +113,23 @@ class _Newton:
     def iterate(self):
         """Solve the model, take the step, and record the iteration."""
         model = self.sample.of(self.damping.of(self.at))
-        solution = trust_region_cg(model, self.M, self.radius, self.accuracy)
-        self.result.passes += solution.products * self.sample.share
+        solution = trust_region_cg(model, self.M, self.radius, self.accuracy, smallest=self.smallest)
+        self.note(solution)
         self.since_refresh += solution.products * self.sample.share
         new, step_size = self.line_search(solution.step)
         reached = dual_norm(self.M, new.gradient)
         self.move(new, step_size, reached, solution)
         self.record(step_size, reached)
+
+    def note(self, solution):
+        """Count the passes of a solve, and keep what it tells of the smallest eigenvalue of M^-1 H.
+
+        A short solve overlooks small eigenvalues that are there. So one that was seen counts for later solves, too, and
+        doubles for every `FORGETTING` products that do not see it.
+        """
+        self.result.passes += solution.products * self.sample.share
+        sees_it = solution.smallest < self.smallest
+        self.smallest = solution.smallest * (1.0 if sees_it else 2 ** (solution.products / FORGETTING))
 
     def move(self, new, step_size, reached, solution):
         """Move to `new`, a Linearization, if F is lower there; set the trust region and the accuracy of the next solve.
@@ -138,14 +150,14 @@ class _Newton:
         result, solution, objective = self.result, self.solution, self.objective
         entry = result.record(self.at.value)
         full_step = self.is_lower and step_size == 1
-        if self.sample.share == 1 and not self.damping.share.any():  # such a model gives an estimate by itself
-            self.estimate(solution, reached if full_step else None)
+        if self.may_be_proven():
+            self.certify()
+        if not result.converged and self.sample.share == 1 and not self.damping.share.any():
+            self.estimate(solution, reached if full_step else None)  # such a model gives an estimate by itself
         trusted = full_step and self.decrease >= 0.5 * solution.decrease
         if not result.converged and trusted and solution.remaining(self.decrease, self.norm) <= result.target:
             self.confirm()
-        if self.at.value <= result.target:  # F >= 0: F itself is a proven gap
-            result.bound(0.0)
-        elif objective.l2 and (result.converged or solution.decrease <= 10 * result.target):
+        if result.stopped_on == "estimate" and objective.l2:  # for the proven gap beside the estimate
             self.certify()
         entry["loss"] = self.at.value
 
@@ -191,23 +203,34 @@ class _Newton:
             return 1.0
         return solution.smallest * square / curvature if curvature > 0 else np.inf
 
+    def may_be_proven(self):
+        """Return True if F, or the duality gap without rounding and intercepts, is within the target."""
+        objective, at = self.objective, self.at
+        gap = squared_norm(objective.coef(at.gradient)) / (2 * objective.l2) if objective.l2 else np.inf
+        return min(gap, at.value) <= self.result.target
+
     def confirm(self):
-        """Estimate the gap by a solve over all rows, see `ModelSolution.gap`, and take its step if F decreases.
+        """Estimate the gap by a long solve, see `ModelSolution.gap`, and take its step if F decreases.
 
         The solve ends once its decrease and the estimated rest are within half of the target, or its residual is a
-        tenth of the gradient. The next models take all rows.
+        tenth of the gradient. If it is one over a sample of the rows, a product over all rows tells what the step
+        achieves there, and the next sample is larger.
         """
         at, M = self.at, self.M
         M.refresh(at)
         target = 0.5 * self.result.target
-        solution = trust_region_cg(at, M, np.inf, 0.1, 300, min_products=min_products(M), target_gap=target)
-        self.result.passes += solution.products
+        model = self.sample.of(at)
+        solution = trust_region_cg(model, M, np.inf, 0.1, 300, min_products(M), target, self.smallest)
+        self.note(solution)
+        if self.sample.share < 1:
+            solution = solution.on_all_rows(at, M)
+            self.result.passes += 1
         new, step_size = self.line_search(solution.step)
         full_step = new.value < at.value and step_size == 1
         self.at = new if new.value < at.value else at
         self.result.W = self.at.W
         self.estimate(solution, dual_norm(M, new.gradient) if full_step else None)
-        self.sample = RowSample(self.objective, self.order, self.objective.n_rows)
+        self.sample = self.sample.doubled()
 
     def certify(self):
         """Compute the proven gap at W, and note it in the result."""
@@ -241,7 +264,7 @@ class _Newton:
             self.sample = self.sample.doubled()
         is_long = solution.products > LONG_SOLVE
         if isinstance(self.M, ScaledCorrelation) and is_long and Blocks.is_applicable(self.objective):
-            self.M, self.since_refresh = Blocks(self.M, self.order), np.inf
+            self.M, self.since_refresh, self.smallest = Blocks(self.M, self.order), np.inf, np.inf
         if self.since_refresh >= self.M.refresh_interval and (self.is_lower or self.since_refresh == np.inf):
             self.M.refresh(self.damping.of(self.at))
             self.since_refresh = 0

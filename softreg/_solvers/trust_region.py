@@ -1,6 +1,6 @@
 """Conjugate gradients on the quadratic model within a trust region, and the estimate of the gap from a solve."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import eigvalsh_tridiagonal
@@ -57,6 +57,17 @@ class ModelSolution:
         before = 2 * self.decrement * max(1.0, flattening / 3)
         return before if reached is None else min(before, 3 * max(1.0, flattening) * reached**2 / self.smallest)
 
+    def on_all_rows(self, linearization, M):
+        """Return the solution as one of the model over all rows, if it is that of a model over a sample of them.
+
+        Decrease and residual are those that the step has there. The rest, and whether the solve is complete, remain.
+        """
+        g, Hs = linearization.gradient, linearization.hessian_product(self.step)
+        decrease = -inner(g, self.step) - 0.5 * inner(self.step, Hs)
+        residual = dual_norm(M, g + Hs)
+        decrement = decrease + 0.5 * residual**2 / self.smallest
+        return replace(self, decrease=decrease, decrement=decrement, residual=residual)
+
     def remaining(self, decrease, norm):
         """Return a rough estimate of F - min F after a step with that decrease of F, and that norm of the new gradient.
 
@@ -67,12 +78,15 @@ class ModelSolution:
         return min(self.decrement, 0.5 * norm**2 / self.smallest, self.decrement - self.decrease + error)
 
 
-def trust_region_cg(linearization, M, radius, accuracy, max_products=100, min_products=1, target_gap=0.0):
+def trust_region_cg(
+    linearization, M, radius, accuracy, max_products=100, min_products=1, target_gap=0.0, smallest=np.inf
+):
     """Minimise g^T s + 1/2 s^T H s within ||s||_M <= radius until ||residual|| <= accuracy ||g||, both in M^-1's norm.
 
     A step that would leave the region ends at its boundary (Steihaug 1983). The rest of the decrease, 1/2 r^T H^-1 r,
-    is at most 1/2 r^T M^-1 r over the smallest eigenvalue of M^-1 H; the smallest Ritz value of the same iterations is
-    the estimate of that. With a `target_gap` the solve also ends once decrease plus rest are within it.
+    is at most 1/2 r^T M^-1 r over the smallest eigenvalue of M^-1 H; the smallest Ritz value of the same iterations, or
+    `smallest` if that is less, is the estimate of that. With a `target_gap` the solve also ends once decrease plus rest
+    are within it.
 
     Parameters
     ----------
@@ -81,6 +95,7 @@ def trust_region_cg(linearization, M, radius, accuracy, max_products=100, min_pr
     radius, accuracy : float
     max_products, min_products : int, of products with H
     target_gap : float
+    smallest : float, what earlier solves tell of the smallest eigenvalue of M^-1 H
 
     Returns
     -------
@@ -95,7 +110,9 @@ def trust_region_cg(linearization, M, radius, accuracy, max_products=100, min_pr
     decrease, truncated, is_exact, diagonal, off = 0.0, True, False, [], []
     ratio, step = 0.0, 1.0
     for _ in range(max_products):
-        done = rz <= target or (target_gap and decrease + 0.5 * rz / smallest_ritz(diagonal, off) <= target_gap)
+        done = rz <= target or (
+            target_gap and decrease + 0.5 * rz / min(smallest, smallest_ritz(diagonal, off)) <= target_gap
+        )
         is_exact = rz <= 1e-8 * first  # further products may only add rounding
         if (done and (is_exact or len(diagonal) >= min_products)) or not rz > 0:
             truncated = False
@@ -123,7 +140,7 @@ def trust_region_cg(linearization, M, radius, accuracy, max_products=100, min_pr
         off.append(np.sqrt(max(ratio, 0.0)) / step)
         d = d.dtype.type(ratio) * d - z
         sd, dd = ratio * (sd + step * dd), rz + ratio * ratio * dd
-    smallest = smallest_ritz(diagonal, off)
+    smallest = min(smallest, smallest_ritz(diagonal, off))
     decrement, residual = decrease + 0.5 * rz / smallest, np.sqrt(max(rz, 0.0))
     products = len(diagonal)
     return ModelSolution(s, decrease, decrement, np.sqrt(ss), residual, smallest, is_exact, products, truncated)
