@@ -700,11 +700,62 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     run = run_at(at, refreshed(ALL[name], at))
     run.confirm()
     result, rounding = run.result, 10 * np.finfo(objective.dtype).eps
-    assert run.at.value - least <= result.estimate + rounding
-    assert shrunk == 0.5 or result.estimate <= 3 * (at.value - least) + rounding
-    assert (result.stopped_on == "estimate") == (result.estimate <= 1e-3 * at.value)
+    estimate = result.estimate * result.null_loss
+    assert run.at.value - least <= estimate + rounding
+    assert shrunk == 0.5 or estimate <= 3 * (at.value - least) + rounding
+    assert (result.stopped_on == "estimate") == (result.estimate <= 1e-3)
     assert result.history[-1]["gap_estimate"] == result.estimate
     assert run.at.value <= at.value and np.array_equal(result.W, run.at.W)
+
+
+@kinds
+def test_a_step_of_a_sample_is_judged_over_all_rows(kind):
+    """Decrease and residual of a sample's step are those of the model that the dense Hessian of all rows gives."""
+    objective, W = problem(**kind)
+    at = objective.linearize(W)
+    M = refreshed(ALL["diagonal"], at)
+    rows = np.arange(0, objective.n_rows, 2)
+    sampled = trust_region_cg(at.select(rows), M, np.inf, 1e-2)
+    solution = sampled.on_all_rows(at, M)
+    g, s = at.gradient.ravel().astype(float), sampled.step.ravel().astype(float)
+    Hs = hessian(at) @ s
+    rounding = 1000 * np.finfo(objective.dtype).eps  # of g and Hs, sums of 300 terms that cancel
+    assert solution.decrease == pytest.approx(-g @ s - 0.5 * s @ Hs, abs=rounding * (np.abs(g @ s) + s @ Hs))
+    residual = like(objective, g + Hs)
+    expected = np.sqrt(inner(residual, M.solve(residual)))
+    scale = np.sqrt(inner(at.gradient, M.solve(at.gradient)))
+    assert solution.residual == pytest.approx(expected, abs=rounding * scale)
+    assert solution.decrement == pytest.approx(solution.decrease + 0.5 * solution.residual**2 / sampled.smallest)
+    assert np.array_equal(solution.step, sampled.step) and solution.products == sampled.products
+
+
+def test_an_eigenvalue_that_was_seen_counts_for_later_solves():
+    objective, W = problem()
+    run = run_at(objective.linearize(W))
+    run.note(solved(smallest=0.01, products=200))
+    assert run.smallest == 0.01
+    later = trust_region_cg(run.at, run.M, np.inf, 0.5, smallest=run.smallest)
+    assert later.smallest == 0.01  # its few products see nothing as small
+    run.note(later)
+    assert 0.01 < run.smallest < 0.02  # the more products do not see it, the less it counts
+    run.note(solved(smallest=0.005, products=1))
+    assert run.smallest == 0.005
+
+
+@pytest.mark.parametrize("l2", [1e-3, 0.1])
+def test_a_loose_tol_is_met_without_a_solve_over_all_rows(l2, monkeypatch):
+    """With a penalty the proof comes first. Rows are sampled as in a large problem."""
+    monkeypatch.setattr(row_sampling, "SAMPLE_WORK", 0)
+    objective, _ = problem(n=4000, l2=l2)
+    _, least = optimum(*problem(n=4000, l2=l2))
+    passes = {}
+    for tol in (0.1, 1e-8):
+        result = newton(objective, Start(objective.zeros()), options(tol=tol), QuietMonitor())
+        assert result.converged
+        # values are means of 4000 numbers, rounded
+        assert objective.value(result.W) - least <= tol * objective.null_loss + 1e-12
+        passes[tol] = result.passes
+    assert passes[0.1] < 0.5 * passes[1e-8]
 
 
 def test_confirm_goes_down_where_its_step_overshoots():
