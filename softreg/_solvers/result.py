@@ -107,7 +107,7 @@ class Result:
         Return True if the solver has converged.
         """
         self.lower_bound = max(self.lower_bound, lower_bound)
-        self.gap = self.history[-1]["gap"] = max(self.loss - self.lower_bound, 0.0) / self.null_loss
+        self.gap = self.history[-1]["gap"] = float(max(self.loss - self.lower_bound, 0.0) / self.null_loss)
         if self.gap <= self.tol:
             self.stopped_on = "gap"
         return self.converged
@@ -115,6 +115,6 @@ class Result:
     def estimated(self, gap):
         """Note an estimate of F - min F in the last entry, if it is finite; stop on "estimate" if it is within tol."""
         if np.isfinite(gap):
-            self.estimate = self.history[-1]["gap_estimate"] = gap / self.null_loss
+            self.estimate = self.history[-1]["gap_estimate"] = float(gap / self.null_loss)
             if self.estimate <= self.tol:
                 self.stopped_on = "estimate"
