@@ -65,7 +65,9 @@ class _Design:
         return np.arange(*positions.indices(self.n_rows)) if isinstance(positions, slice) else positions
 
     def select(self, positions):
-        """Return the design over the rows at `positions`; nothing of X is copied."""
+        """Return the design over the rows at `positions`; nothing of X is copied. A slice of all rows is the design."""
+        if isinstance(positions, slice) and positions.indices(self.n_rows) == (0, self.n_rows, 1):
+            return self
         return type(self)(self.X, self.fit_intercept, self.n_threads, self.row_numbers(positions))
 
     def of_rows(self, values):

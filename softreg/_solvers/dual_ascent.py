@@ -125,7 +125,8 @@ class _Dual:
         charge = squared_norm(objective.coef(G)) + self.constant * squared_norm(self.intercepts(G))
         best = objective.l2 * max(entropy, 0.0) / charge if charge > 0 else 1.0  # H is concave: this maximises a bound
         share = objective.dtype.type(min(1.0, best))
-        self.Q += share * (at.probabilities(slice(None)) - self.Q)
+        for block in objective.blocks():
+            self.Q[block] += share * (at.probabilities(block) - self.Q[block])
         self.follow(share * G)
         self.intercepts(self.W)[...] += self.moved
 

@@ -112,6 +112,7 @@ class _Newton:
         """Solve the model, take the step, and record the iteration."""
         model = self.sample.of(self.damping.of(self.at))
         solution = trust_region_cg(model, self.M, self.radius, self.accuracy)
+        del model  # it has probabilities of its own: n K numbers are free before the next linearisation
         self.result.passes += solution.products * self.sample.share
         self.since_refresh += solution.products * self.sample.share
         new, step_size = self.line_search(solution.step)
@@ -159,6 +160,7 @@ class _Newton:
         for _ in range(8):
             if new.value <= at.value + SUFFICIENT * t * slope or slope >= -self.eps * abs(at.value):
                 break
+            del new  # its probabilities, before another one is made
             t = self.objective.line_minimum(at.W, step, 0.9 * t)
             self.result.passes += 1
             new = self.linearize(at.W + at.W.dtype.type(t) * step)
