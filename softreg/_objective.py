@@ -13,6 +13,7 @@ from copy import copy
 from functools import partial
 
 import numpy as np
+from scipy.linalg import blas
 
 from softreg import _core
 from softreg._class_directions import directional_curvature, gram_of_moments, probability_moments
@@ -128,10 +129,8 @@ class Objective:
         return self.design.empty(self.n_classes)
 
     def zeros(self):
-        """Return an array like W of zeros."""
-        W = self.empty()
-        W[...] = 0
-        return W
+        """Return an array like W of zeros. The system gives it memory only where it is written to."""
+        return np.zeros(self.shape, self.dtype, order=self.design.order)
 
     def coef(self, W):
         """Return a view of W without the intercepts: the coefficients, which are penalised."""
@@ -162,8 +161,9 @@ class Objective:
         _core.softmax(Z, Z, self.n_threads, True)
         return Z
 
-    def blocks(self, numbers=BLOCK_NUMBERS):
+    def blocks(self, numbers=None):
         """Yield slices of the rows, each of about `numbers` probabilities; multiples of 256 rows, as kernels take."""
+        numbers = BLOCK_NUMBERS if numbers is None else numbers
         return self.design.row_blocks(max(numbers // self.n_classes // 256, 1) * 256)
 
     def value(self, W):
@@ -244,12 +244,17 @@ class Objective:
         return self._cache["sizes"]
 
     def class_moments(self):
-        """Return (1/S) sum_i s_i Y_i [x_i 1]^T, float64, (K, p); computed once, in blocks of rows."""
+        """Return (1/S) sum_i s_i Y_i [x_i 1]^T, (K, p); computed once, in blocks of rows.
+
+        It is in float64, but for sparse X in the dtype of X: arrays like W may then be large, and the means of features
+        are small, so that sums of the moments do not cancel.
+        """
         if "moments" not in self._cache:
-            moments, shares = np.zeros(self.shape), self.shares()
-            for block in self.design.row_blocks():
-                Y = self.distributions(block) * shares[block, None]
-                moments += self.design.select(block).accumulate(Y)
+            dtype = np.float64 if self.design.can_center else self.dtype
+            moments, shares = None, self.shares()
+            for block in self.blocks():
+                sums = self.design.select(block).accumulate(self.distributions(block) * shares[block, None])
+                moments = sums.astype(dtype, copy=False) if moments is None else np.add(moments, sums, out=moments)
             self._cache["moments"] = moments
         return self._cache["moments"]
 
@@ -325,10 +330,11 @@ class Linearization:
     def curvature_diagonal(self, U):
         """Return the diagonal of the Hessian along class directions U (K, L): an array (p, L)."""
         objective, shares = self.objective, self._shares64()
-        D = np.zeros((objective.shape[1], U.shape[1]), objective.dtype)
+        D = None
         for block, P in self._blocks(BLOCK_NUMBERS):
             curvature = directional_curvature(P, shares[block], U, objective.dtype)
-            D += objective.design.select(block).squares_product(curvature)
+            sums = objective.design.select(block).squares_product(curvature)
+            D = sums if D is None else np.add(D, sums, out=D)
         D[: objective.n_features] += objective.l2
         return D
 
@@ -406,3 +412,9 @@ def inner(A, B):
     BLAS adds in blocks, so the rounding of float32 stays small.
     """
     return float(np.dot(A.ravel(order="K"), B.ravel(order="K")))
+
+
+def add_scaled(A, scale, B):
+    """Add scale * B to A, in place and without a temporary array; both have the same dtype and memory order."""
+    axpy = blas.saxpy if A.dtype == np.float32 else blas.daxpy
+    axpy(B.ravel(order="K"), A.ravel(order="K"), a=scale)

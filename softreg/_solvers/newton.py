@@ -77,7 +77,7 @@ class _Newton:
 
     def __init__(self, objective, start, options):
         self.objective, self.tol, self.eps = objective, options.tol, np.finfo(objective.dtype).eps
-        W = start.W.copy(order="K")
+        W = start.result.W if start.result is not None else start.W.copy(order="K")
         if objective.l2:  # the optimum sums to zero over the classes, and steps do not change that sum
             objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
         self.result = start.result or Result(W)
@@ -116,6 +116,7 @@ class _Newton:
         self.result.passes += solution.products * self.sample.share
         self.since_refresh += solution.products * self.sample.share
         new, step_size = self.line_search(solution.step)
+        solution.step = None  # it is as large as W, and taken
         reached = dual_norm(self.M, new.gradient)
         self.move(new, step_size, reached, solution)
         self.record(step_size, reached)
@@ -198,16 +199,16 @@ class _Newton:
         The solve ends once its decrease and the estimated rest are within half of tol * F, or its residual is a tenth
         of the gradient. The next models take all rows.
         """
-        at, M = self.at, self.M
-        M.refresh(at)
-        target = 0.5 * self.tol * abs(at.value)
-        solution = trust_region_cg(at, M, np.inf, 0.1, 300, min_products=min_products(M), target_gap=target)
+        M, target = self.M, 0.5 * self.tol * abs(self.at.value)
+        M.refresh(self.at)
+        solution = trust_region_cg(self.at, M, np.inf, 0.1, 300, min_products=min_products(M), target_gap=target)
         self.result.passes += solution.products
         new, step_size = self.line_search(solution.step)
-        full_step = new.value < at.value and step_size == 1
-        self.at = new if new.value < at.value else at
-        self.result.W = self.at.W
-        self.estimate(solution, dual_norm(M, new.gradient) if full_step else None)
+        solution.step = None
+        is_lower = new.value < self.at.value
+        if is_lower:
+            self.at, self.result.W = new, new.W
+        self.estimate(solution, dual_norm(M, new.gradient) if is_lower and step_size == 1 else None)
         self.sample = RowSample(self.objective, self.order, self.objective.n_rows)
 
     def certify(self):
