@@ -104,7 +104,8 @@ def _from_folder(name):
     path = Path(folder or ".") / f"{name}.npz"
     if folder is None or not path.exists():
         found = sorted(p.stem for p in path.parent.glob("*.npz")) if folder else []
-        raise SystemExit(f"No problem {name!r}: bundled are {(*BUNDLED, *GENERATED)}, and in SOFTREG_DATA={folder} {found}.")
+        ours = (*BUNDLED, *GENERATED)
+        raise SystemExit(f"No problem {name!r}: bundled are {ours}, and in SOFTREG_DATA={folder} {found}.")
     with np.load(path) as file:
         y, n_train = file["y"].astype(np.intp), int(file["n_train"])
         dense = file["X"].astype(float) if "X" in file else None

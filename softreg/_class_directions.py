@@ -9,16 +9,33 @@ them. If most classes are well apart, the mean is nearly degenerate, and the cla
 import numpy as np
 
 
+ROW_BLOCK = 512  # rows that are held in float64 at a time
+
+
 def class_gram(P, weight):
     """Return the mean softmax Jacobian with its constant direction made the largest, float64, (K, K).
 
     The matrix is sum_i weight_i (diag(p_i) - p_i p_i^T) + c 1 1^T for P (m, K) and weight (m,). Softmax does not depend
     on the constant direction, so any c keeps the other eigenvectors; this c puts the constant one last.
     """
-    P, weighted = _normalized(P, weight)
-    total = weighted.sum(axis=0)
-    constant = (2 * total.max() + np.finfo(float).tiny) / len(total)
-    return np.diag(total) - weighted.T @ P + constant
+    return gram_of_moments(*probability_moments(P, weight))
+
+
+def gram_of_moments(first, second):
+    """Return the `class_gram` of the rows that have these `probability_moments`."""
+    constant = (2 * first.max() + np.finfo(float).tiny) / len(first)
+    return np.diag(first) - second + constant
+
+
+def probability_moments(P, weight):
+    """Return sum_i weight_i p_i (K,) and sum_i weight_i p_i p_i^T (K, K), float64, for P (m, K) and weight (m,)."""
+    first, second = np.zeros(P.shape[1]), np.zeros((P.shape[1], P.shape[1]))
+    for rows in _row_blocks(P):
+        Q = _normalized(P[rows])
+        weighted = Q * weight[rows, None]
+        first += weighted.sum(axis=0)
+        second += weighted.T @ Q
+    return first, second
 
 
 def class_directions(gram):
@@ -26,16 +43,23 @@ def class_directions(gram):
     return np.linalg.eigh(gram)[1][:, :-1]
 
 
-def directional_curvature(P, weight, U):
-    """Return weight_i u^T (diag(p_i) - p_i p_i^T) u for each row i of P and each column u of U: (m, L)."""
-    P, _ = _normalized(P, weight)
-    curvature = np.maximum(P @ U**2 - (P @ U) ** 2, 0) * weight[:, None]
-    curvature[curvature < 1e-6 * curvature.max(axis=0)] = 0  # negligible, and subnormal numbers would be slow
+def directional_curvature(P, weight, U, dtype=np.float64):
+    """Return weight_i u^T (diag(p_i) - p_i p_i^T) u for each row i of P and each column u of U: (m, L) of the dtype."""
+    curvature, squares = np.empty((len(P), U.shape[1]), dtype), U**2
+    for rows in _row_blocks(P):
+        Q = _normalized(P[rows])
+        c = np.maximum(Q @ squares - (Q @ U) ** 2, 0) * weight[rows, None]
+        c[c < 1e-6 * c.max(axis=0)] = 0  # negligible, and subnormal numbers would be slow
+        curvature[rows] = c
     return curvature
 
 
-def _normalized(P, weight):
-    """Return P (m, K) in float64, with rows that sum to one in float64, and the same times weight (m,)."""
+def _row_blocks(P):
+    return (slice(start, start + ROW_BLOCK) for start in range(0, len(P), ROW_BLOCK))
+
+
+def _normalized(P):
+    """Return P (m, K) in float64, with rows that sum to one in float64."""
     P = P.astype(np.float64)
     P /= P.sum(axis=1, keepdims=True)
-    return P, P * weight[:, None]
+    return P

@@ -24,7 +24,7 @@ from libc.string cimport memcpy, memset
 
 from softreg._kernel_arguments cimport CURVE, GATHER_BELOW, LOG_SOFTMAX, LOGSUMEXP, LOSS, NOTHING, SOFTMAX
 from softreg._kernel_arguments cimport SOFTMAX_VJP, KernelArguments, Step, batch_arguments, dense_arguments
-from softreg._kernel_arguments cimport set_targets
+from softreg._kernel_arguments cimport pass_lowest, set_targets
 from softreg._product_leaves cimport TILE_ROWS, CSRRows, add_column_sums, add_dot_products
 from softreg._product_leaves cimport add_penalty, add_product, add_row_sums, add_vector, csr_accumulate, csr_forward
 from softreg._product_leaves cimport csr_rows, gemm
@@ -502,13 +502,15 @@ cdef double _run(KernelArguments* args, const floating[:, ::1] W, floating[:, ::
 
 cdef bint _batch(
     Step step, const floating[:, ::1] Z, const floating[:, ::1] U, floating[::1] each, floating[:, ::1] out,
-    int n_threads,
+    int n_threads, bint within_pass=False,
 ) except -1:
     """Run a step for logits Z; return whether all inputs are finite."""
     cdef KernelArguments args = batch_arguments(step, Z.shape[0], Z.shape[1])
     args.logits, args.P = matrix_pointer[floating](Z), matrix_pointer[floating](U)
     args.each, args.out = vector_pointer[floating](each), matrix_pointer[floating](out)
     args.strict = True
+    if within_pass:
+        args.lowest = pass_lowest(sizeof(floating))
     return _run[floating](&args, None, None, n_threads) == 0
 
 
@@ -517,9 +519,9 @@ def logsumexp(const floating[:, ::1] Z, floating[::1] out, int n_threads=1):
     return _batch[floating](LOGSUMEXP, Z, None, out, None, n_threads)
 
 
-def softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1):
-    """out (n, K) OUT = exp(Z) / sum_k exp(Z_k)."""
-    return _batch[floating](SOFTMAX, Z, None, None, out, n_threads)
+def softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1, bint within_pass=False):
+    """out (n, K) OUT = exp(Z) / sum_k exp(Z_k); out may be Z. Within a pass over X the tiniest numbers are zero."""
+    return _batch[floating](SOFTMAX, Z, None, None, out, n_threads, within_pass)
 
 
 def log_softmax(const floating[:, ::1] Z, floating[:, ::1] out, int n_threads=1):

@@ -15,6 +15,7 @@ from sklearn.utils.extmath import row_norms
 from softreg import _core, _dual_ascent
 
 BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
+COPIED_NUMBERS = 2**21  # ... or rows with so many nonzeros, if sparse rows are more: a block costs a pass over W, too
 PARTS, SUM_ROWS = 16, 4096  # the kernels sum rows in parts, and SUM_ROWS rows of a part apart
 
 
@@ -65,7 +66,9 @@ class _Design:
         return np.arange(*positions.indices(self.n_rows)) if isinstance(positions, slice) else positions
 
     def select(self, positions):
-        """Return the design over the rows at `positions`; nothing of X is copied."""
+        """Return the design over the rows at `positions`; nothing of X is copied. A slice of all rows is the design."""
+        if isinstance(positions, slice) and positions.indices(self.n_rows) == (0, self.n_rows, 1):
+            return self
         return type(self)(self.X, self.fit_intercept, self.n_threads, self.row_numbers(positions))
 
     def of_rows(self, values):
@@ -227,12 +230,12 @@ class CSRDesign(_Design):
 
     def squares_product(self, C):
         """Return sum_i [x_i^2 1] c_i^T, (p, L), for C (n, L)."""
-        out = np.zeros((self.n_columns, C.shape[1]), self.dtype)
-        for block in self.row_blocks():
-            X, sums = self.copy_rows(block), np.empty_like(out)
+        out = None
+        for block in self.row_blocks(max(BLOCK_ROWS, COPIED_NUMBERS * self.X.shape[0] // max(self.X.nnz, 1))):
+            X, sums = self.copy_rows(block), np.empty((self.n_columns, C.shape[1]), self.dtype)
             arrays = (X.data * X.data, X.indices, X.indptr, None)
             _core.csr_gradient(*arrays, C[block], self.n_features, sums, self.n_threads)
-            out += sums
+            out = sums if out is None else np.add(out, sums, out=out)
         if self.fit_intercept:
             out[-1] = C.sum(axis=0)
         return out

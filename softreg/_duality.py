@@ -11,7 +11,7 @@ H is the entropy. At the optimum Q = P attains the minimum. There is no bound wi
 import numpy as np
 
 from softreg import _rounding
-from softreg._objective import squared_norm
+from softreg._feature_blocks import FeatureBlocks, feature_blocks
 
 
 def lower_bound(linearization):
@@ -25,36 +25,60 @@ def lower_bound(linearization):
     objective, W, loss = linearization.objective, linearization.W, linearization.value
     if not objective.l2 and not objective.l1:
         return -np.inf
-    entropy, G = dual_point(linearization)
-    W = W.astype(np.float64)
-    coef = objective.coef(W)
+    coef = FeatureBlocks(lambda block: objective.coef(W)[:, block].astype(np.float64))
+    G = FeatureBlocks(lambda block: _gradient_of_loss(linearization, block))
     with np.errstate(over="ignore", invalid="ignore"):
-        terms = loss, 0.5 * objective.l2 * squared_norm(coef), np.sum(G * W)
-        of_loss = terms[0] - terms[1] - terms[2]
+        penalty = products = magnitudes = 0.0
+        for block in feature_blocks(objective):
+            product = G[:, block] * W[:, block]
+            products, magnitudes = products + np.sum(product), magnitudes + np.sum(np.abs(product))
+        for block in feature_blocks(objective, intercepts=False):
+            penalty += 0.5 * objective.l2 * np.sum(coef[:, block] ** 2)
+        of_loss = loss - penalty - products
         # the difference itself is made in float64
-        allowance = 4 * np.finfo(np.float64).eps * (terms[0] + terms[1] + np.sum(np.abs(G * W)))
-    rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(coef)
-    objective.coef(G)[...] += np.copysign(rounding, objective.coef(G))
-    step = penalty_derivative(objective, G)
-    by_entropy = bound_of_distributions(objective, entropy, G, loss)
+        allowance = 4 * np.finfo(np.float64).eps * (loss + penalty + magnitudes)
+    G = FeatureBlocks(lambda block: _enlarged(objective, _gradient_of_loss(linearization, block), W[:, block], block))
+    by_entropy = bound_of_distributions(objective, linearization.entropy(), G, loss)
     if not np.isfinite(of_loss):
         return by_entropy
     by_loss = dual_bound(objective, of_loss, G) - allowance - _rounding.of_loss(objective, W, loss)
-    return max(by_entropy, by_loss - _rounding.of_sums(objective, loss, coef + step, coef))
+    along = FeatureBlocks(lambda block: coef[:, block] + penalty_derivative(objective, G[:, block]))
+    return max(by_entropy, by_loss - _rounding.of_sums(objective, loss, along, coef))
+
+
+def _gradient_of_loss(linearization, block):
+    """Return the gradient of the mean loss, without that of the penalty, in the columns `block`, float64."""
+    objective, G = linearization.objective, linearization.gradient[:, block].astype(np.float64)
+    if block.start < objective.n_features:
+        G -= objective.l2 * linearization.W[:, block].astype(np.float64)
+    return G
+
+
+def _enlarged(objective, G, W, block):
+    """Add the rounding of the penalty's gradient to the columns `block` of G, in place; return G."""
+    if block.start < objective.n_features:
+        rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(W.astype(np.float64))
+        G += np.copysign(rounding, G)
+    return G
 
 
 def bound_of_distributions(objective, entropy, G, loss, dtype=None):
     """Return a proven lower bound on min F, from the mean entropy and G of distributions, and the loss near there.
 
-    Both were computed in `dtype`, by default the objective's; the bound leaves room for its rounding.
+    Both were computed in `dtype`, by default the objective's; the bound leaves room for its rounding. G is an array
+    like W, or FeatureBlocks.
     """
-    allowance = _rounding.of_sums(objective, loss, penalty_derivative(objective, G), dtype=dtype)
+    along = FeatureBlocks(lambda block: penalty_derivative(objective, G[:, block]))
+    allowance = _rounding.of_sums(objective, loss, along, dtype=dtype)
     allowance += _rounding.of_entropy(objective, dtype)
-    return max(dual_bound(objective, entropy, G.copy()) - allowance, 0.0)  # F >= 0
+    return max(dual_bound(objective, entropy, G) - allowance, 0.0)  # F >= 0
 
 
 def penalty_derivative(objective, G):
-    """Return the derivative of 1/(2 l2) sum max(|G| - l1, 0)^2 in G: -W at the optimum; zeros without l2."""
+    """Return the derivative of 1/(2 l2) sum max(|G| - l1, 0)^2 in G: -W at the optimum; zeros without l2.
+
+    G is an array like W, of which the intercepts are left out, or some columns of features of one.
+    """
     G = objective.coef(G)
     excess = np.maximum(np.abs(G) - objective.l1, 0) / objective.l2 if objective.l2 else 0.0
     return np.copysign(excess, G)
@@ -68,7 +92,9 @@ def dual_point(linearization):
 
 
 def dual_bound(objective, entropy, G):
-    """Return a proven lower bound on min F, from the mean entropy of distributions Q, and G(Q), which is overwritten.
+    """Return a proven lower bound on min F, from the mean entropy of distributions Q, and G(Q).
+
+    G is an array like W, or FeatureBlocks.
 
     Q meets the condition on the class totals only where the intercept's column g of G is zero. So the bound is that
     of other distributions, u ((1 - t) Q + t r) + (1 - u) Y. A share t of the constant distribution r = y - g (1-t)/t,
@@ -77,28 +103,42 @@ def dual_bound(objective, entropy, G):
 
     u h - sum max(u a - l1, 0)^2 / (2 l2), with a = |G|, is largest where sum a max(u a - l1, 0) = l2 h. Over the m
     largest a, and without the max, that is u = (l2 h + l1 sum a) / sum a^2, and the right m gives the least u. Without
-    l2, that is l1 over the largest a.
+    l2, that is l1 over the largest a. Without l1 all a count.
     """
+    l1, l2, d = objective.l1, objective.l2, objective.n_features
+    sizes = FeatureBlocks(lambda block: np.abs(G[:, block]))
     if objective.fit_intercept:
-        g = G[:, -1] - G[:, -1].mean()  # they sum to zero but for rounding
+        g = np.asarray(G[:, slice(d, d + 1)], np.float64)[:, 0]
+        g = g - g.mean()  # they sum to zero but for rounding
         M = objective.class_moments()
-        totals = M[:, -1]
+        totals = M[:, -1].astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.max(np.where(g > 0, g / (totals + g), 0.0), initial=0.0)
         if t > 0:
             r = np.maximum(totals - g * ((1 - t) / t), 0)
             r /= r.sum()
             entropy = (1 - t) * entropy - t * np.sum(r * np.log(np.where(r > 0, r, 1)))
-            G *= 1 - t
-            G += t * (r[:, None] * M.sum(axis=0) - M)
-    entropy, l1, l2 = max(entropy, 0.0), objective.l1, objective.l2
-    a = np.abs(objective.coef(G)).ravel()
-    a = np.sort(a[~(a <= l1)])[::-1]  # NaN stays
+            sizes = FeatureBlocks(lambda block: np.abs((1 - t) * G[:, block] + t * _of_constant(r, M[:, block])))
+    entropy, blocks = max(entropy, 0.0), list(feature_blocks(objective, intercepts=False))
     with np.errstate(over="ignore", invalid="ignore"):
+        if not l1:
+            squares = sum(np.sum(sizes[:, block] ** 2) for block in blocks)
+            if squares == 0:
+                return entropy
+            u = min(1.0, l2 * entropy / squares)
+            return u * entropy - u * u * squares / (2 * l2) if np.isfinite(squares) else 0.0
+        large = [a[~(a <= l1)] for a in (sizes[:, block] for block in blocks)]  # NaN stays
+        a = np.sort(np.concatenate([np.zeros(0), *large]))[::-1]
         squares = np.cumsum(a * a)
-    if not len(a) or squares[-1] == 0:
+    if not len(a):
         return entropy
     if not np.isfinite(squares[-1]):
         return 0.0
     u = min(1.0, np.min((l2 * entropy + l1 * np.cumsum(a)) / squares))
     return u * entropy - (np.sum(np.maximum(u * a - l1, 0) ** 2) / (2 * l2) if l2 else 0.0)
+
+
+def _of_constant(r, M):
+    """Return columns of G of the distribution r (K,) in all rows, from those of the class moments M, float64."""
+    M = M.astype(np.float64)
+    return r[:, None] * M.sum(axis=0) - M

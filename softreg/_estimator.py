@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from softreg._callbacks import Callbacks, Monitor, hold_out
+from softreg._callbacks import Callbacks, Monitor, hold_out, storage_line
 from softreg._coefficients import check_start, fitted_coefficients, penalties, solver_weights
 from softreg._objective import Objective
 from softreg._prediction import LinearSoftmaxClassifier
@@ -291,6 +291,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
             W = self._start(objective, classes, coef_init, intercept_init)
             random_state = check_random_state(self.random_state)
             train, held_out = hold_out(self, objective, random_state)
+            if self.verbose and not train.stores_probabilities:
+                print(storage_line(train), flush=True)
             callbacks.start(lambda W: self._fitted_attributes(objective, W, classes), W)
             monitor = Monitor(self, train, row, held_out, callbacks)
             with single_threaded_blas(), finite_or_error(objective):

@@ -81,6 +81,11 @@ cdef inline KernelArguments dense_arguments(
     return args
 
 
+cdef inline double pass_lowest(size_t itemsize) noexcept:
+    """Return `lowest` of a pass over X, for float32 or float64."""
+    return log(1e-20) if itemsize == sizeof(float) else log(1e-100)
+
+
 cdef inline void set_targets(
     KernelArguments* args, const Py_ssize_t[::1] codes, const floating[:, ::1] targets,
     const floating[::1] sample_weight, double label_smoothing, double scale, bint within_pass
@@ -91,4 +96,4 @@ cdef inline void set_targets(
     args.sample_weight = vector_pointer[floating](sample_weight)
     args.label_smoothing, args.scale = label_smoothing, scale
     if within_pass:
-        args.lowest = log(1e-20) if floating is float else log(1e-100)
+        args.lowest = pass_lowest(sizeof(floating))

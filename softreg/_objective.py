@@ -10,15 +10,23 @@ curvature there, such as Hessian products. Solvers, preconditioners and certific
 """
 
 from copy import copy
+from functools import partial
 
 import numpy as np
+from scipy.linalg import blas
 from scipy.special import entr
 
 from softreg import _core
-from softreg._class_directions import class_gram, directional_curvature
+from softreg._class_directions import directional_curvature, gram_of_moments, probability_moments
 from softreg._design_matrix import design_matrix
 
-ENTROPY_NUMBERS = 2**16  # probabilities at a time; temporaries much larger are mapped anew by the system, which is slow
+# The most memory for the probabilities of all rows. A fit holds up to 2.5 arrays of this size, so it stays within 1 GB.
+# The limit does not follow the memory of the machine, or coefficients would depend on the machine.
+STORED_BYTES = 400_000_000
+BLOCK_NUMBERS = 2**21  # probabilities of a block of rows where a computation needs much less memory than for all rows
+CACHED_NUMBERS = 2**16  # the same where NumPy makes temporaries; much larger ones are mapped anew, which is slow
+KEPT_NUMBERS = 2**22  # logits that a line search keeps between its trials, twice: 32 MB of float32
+LOOK_AHEAD = 3  # trials of a line search that share a pass over X where logits are not kept
 
 
 class Objective:
@@ -93,7 +101,8 @@ class Objective:
 
     def labels(self, positions):
         """Return codes, targets and weights of the rows at `positions`; what there is not is None."""
-        return tuple(None if a is None else a[positions] for a in (self.codes, self.targets, self.sample_weight))
+        rows = positions if self.design.rows is None else self.design.rows[positions]
+        return tuple(None if a is None else a[rows] for a in self.labels_of_all)
 
     def shares(self):
         """Return s / S of the rows, (n,)."""
@@ -122,12 +131,12 @@ class Objective:
 
     def distributions(self, block=slice(None)):
         """Return Y, the smoothed target distributions of the rows in `block`, (m, K)."""
-        if (codes := self.codes) is not None:
-            codes = codes[block]
+        codes, targets, _ = self.labels(block)
+        if codes is not None:
             Y = np.zeros((len(codes), self.n_classes), self.dtype)
             Y[np.arange(len(codes)), codes] = 1
         else:
-            Y = self.targets[block].astype(self.dtype)
+            Y = targets.astype(self.dtype)
         Y *= 1 - self.label_smoothing
         Y += self.label_smoothing / self.n_classes
         return Y
@@ -139,10 +148,8 @@ class Objective:
         return self.design.empty(self.n_classes)
 
     def zeros(self):
-        """Return an array like W of zeros."""
-        W = self.empty()
-        W[...] = 0
-        return W
+        """Return an array like W of zeros. The system gives it memory only where it is written to."""
+        return np.zeros(self.shape, self.dtype, order=self.design.order)
 
     def coef(self, W):
         """Return a view of W without the intercepts: the coefficients, which are penalised."""
@@ -158,41 +165,78 @@ class Objective:
 
     def linearize(self, W):
         """Return the linearisation at W."""
-        P = np.empty((self.n_rows, self.n_classes), self.dtype)
+        P = np.empty((self.n_rows, self.n_classes), self.dtype) if self.stores_probabilities else None
         value, gradient = self.value_and_gradient(W, P)
         return Linearization(self, W, value, gradient, P)
+
+    @property
+    def stores_probabilities(self):
+        """True if the probabilities of all rows are few enough to be kept; see `Linearization`."""
+        return self.n_rows * self.n_classes * self.dtype.itemsize <= STORED_BYTES
+
+    def probabilities(self, W, positions):
+        """Return the probabilities at W of the rows at `positions`, (m, K)."""
+        Z = self.design.select(positions).logits(W)
+        _core.softmax(Z, Z, self.n_threads, True)
+        return Z
+
+    def blocks(self, numbers=None):
+        """Yield slices of the rows, each of about `numbers` probabilities; multiples of 256 rows, as kernels take."""
+        numbers = BLOCK_NUMBERS if numbers is None else numbers
+        return self.design.row_blocks(max(numbers // self.n_classes // 256, 1) * 256)
 
     def value(self, W):
         """Return F(W) without l1, for half the work of a gradient."""
         losses = np.empty(self.n_rows, self.dtype)
-        self._cross_entropy(self.design.logits(W), losses, None)
+        for block in self.blocks():
+            self._cross_entropy(self.design.select(block).logits(W), block, losses[block], None)
         return losses.sum(dtype=np.float64) / self.total_weight + 0.5 * self.l2 * squared_norm(self.coef(W))
 
-    def _cross_entropy(self, Z, losses, residual):
-        labels = self.codes, self.targets, self.sample_weight
-        _core.cross_entropy(Z, *labels, self.label_smoothing, losses, residual, self.n_threads)
+    def _cross_entropy(self, Z, block, losses, residual):
+        """Compute losses and residual, each OUT or None, from the logits of the rows in `block`."""
+        _core.cross_entropy(Z, *self.labels(block), self.label_smoothing, losses, residual, self.n_threads)
 
     def line_minimum(self, W, step, longest, trials=20):
         """Return the t in (0, longest] that minimises F(W + t step), without l1, to a tenth of its size.
 
         t is a root of dF/dt, found by bisection. Along a line the logits are Z + t dZ: once Z and dZ are known, a trial
-        of t costs a softmax and no pass over X.
+        of t costs a softmax and no pass over X. Where Z and dZ would be too large they are computed anew, block by
+        block, and a pass looks at the next `LOOK_AHEAD` trials, whichever way they turn out. The result is the same.
         """
-        Z, dZ = self.design.logits(W), self.design.logits(step)
+        logits = partial(self._logits_along, W, step)
+        keeps = self.n_rows * self.n_classes <= KEPT_NUMBERS
+        if keeps:
+            kept = list(logits())
+            logits = lambda: kept  # noqa: E731
         linear, square = (self.l2 * inner(self.coef(A), self.coef(step)) for A in (W, step))
-        G = np.empty_like(Z)
-
-        def slope(t):
-            self._cross_entropy(Z + self.dtype.type(t) * dZ, None, G)
-            return inner(G, dZ) / self.total_weight + linear + t * square
-
-        low, high = 0.0, longest
+        slopes, bracket = {}, (0.0, longest)
         for _ in range(trials):
-            if high - low <= 0.1 * high:
+            if (t := _next_trial(*bracket)) is None:
                 break
-            t = 0.5 * (low + high) if low else 0.3 * high
-            low, high = (t, high) if slope(t) < 0 else (low, t)
-        return low or high
+            if t not in slopes:
+                ahead = sorted(_trials_ahead(bracket, 1 if keeps else LOOK_AHEAD))
+                slopes.update(zip(ahead, self._slopes(logits(), ahead), strict=True))
+            slope = slopes[t] / self.total_weight + linear + t * square
+            bracket = (t, bracket[1]) if slope < 0 else (bracket[0], t)
+        return bracket[0] or bracket[1]
+
+    def _logits_along(self, W, step):
+        """Yield blocks of rows with their logits at W, and the change of these along the step."""
+        for block in self.blocks():
+            design = self.design.select(block)
+            yield block, design.logits(W), design.logits(step)
+
+    def _slopes(self, logits, trials):
+        """Return S times the slope of the mean loss at each trial t, from `_logits_along`: a list."""
+        slopes = [0.0] * len(trials)
+        for block, Z, dZ in logits:
+            G = np.empty_like(Z)
+            for i, t in enumerate(trials):
+                np.multiply(dZ, self.dtype.type(t), out=G)
+                G += Z
+                self._cross_entropy(G, block, None, G)
+                slopes[i] += inner(G, dZ)
+        return slopes
 
     def penalty_l1(self, W):
         """Return l1 ||W||_1, the term of F that has no gradient."""
@@ -219,18 +263,34 @@ class Objective:
         return self._cache["sizes"]
 
     def class_moments(self):
-        """Return (1/S) sum_i s_i Y_i [x_i 1]^T, float64, (K, p); computed once, in blocks of rows."""
+        """Return (1/S) sum_i s_i Y_i [x_i 1]^T, (K, p); computed once, in blocks of rows.
+
+        It is in float64, but for sparse X in the dtype of X: arrays like W may then be large, and the means of features
+        are small, so that sums of the moments do not cancel.
+        """
         if "moments" not in self._cache:
-            moments, shares = np.zeros(self.shape), self.shares()
-            for block in self.design.row_blocks():
-                Y = self.distributions(block) * shares[block, None]
-                moments += self.design.select(block).accumulate(Y)
+            dtype = np.float64 if self.design.can_center else self.dtype
+            moments, shares = None, self.shares()
+            for block in self.blocks():
+                sums = self.design.select(block).accumulate(self.distributions(block) * shares[block, None])
+                moments = sums.astype(dtype, copy=False) if moments is None else np.add(moments, sums, out=moments)
             self._cache["moments"] = moments
         return self._cache["moments"]
 
 
 class Linearization:
     """F near W: its value and gradient, and sums over its curvature, which the probabilities determine.
+
+    The probabilities of all rows are stored if they are few enough, see `Objective.stores_probabilities`. Otherwise
+    they are recomputed from X and W, block by block, each time that they are needed. A Hessian product then takes three
+    passes over X in place of two.
+
+    Parameters
+    ----------
+    objective : Objective
+    W, value, gradient : see below
+    P : array (n, K), the probabilities; None if they are recomputed
+    row_damping : array (n,), the share by which probabilities are moved towards uniform; None for zeros
 
     Attributes
     ----------
@@ -242,44 +302,68 @@ class Linearization:
         The gradient of `value`.
     """
 
-    def __init__(self, objective, W, value, gradient, P):
-        self.objective, self.W, self.value, self.gradient, self._P = objective, W, value, gradient, P
+    def __init__(self, objective, W, value, gradient, P=None, row_damping=None):
+        self.objective, self.W, self.value, self.gradient = objective, W, value, gradient
+        self._P, self._row_damping = P, row_damping
+
+    def probabilities(self, positions):
+        """Return the probabilities of the rows at `positions`, (m, K); for a slice maybe a view, not to be changed."""
+        P = self.objective.probabilities(self.W, positions) if self._P is None else self._P[positions]
+        if self._row_damping is None:
+            return P
+        is_view = self._P is not None and np.may_share_memory(P, self._P)
+        return _damp(P.copy() if is_view else P, self._row_damping[positions])
+
+    def _blocks(self, numbers=CACHED_NUMBERS):
+        """Yield blocks of rows with their probabilities; blocks are larger where these are recomputed, by kernels."""
+        for block in self.objective.blocks(numbers if self._P is not None else BLOCK_NUMBERS):
+            yield block, self.probabilities(block)
+
+    # --- sums over the rows ---------------------------------------------------------------------------------------
 
     def hessian_product(self, V):
         """Return the Hessian of F at W, times V: an array like W."""
-        objective = self.objective
-        scale = 1.0 / objective.total_weight
-        return objective.design.hessian_product(self._P, objective.labels_of_all[2], scale, objective.l2, V)
-
-    def probabilities(self, positions):
-        """Return the probabilities of the rows at `positions`, (m, K)."""
-        return self._P[positions]
+        objective, design = self.objective, self.objective.design
+        weight, scale = objective.labels_of_all[2], 1.0 / objective.total_weight
+        if self._P is not None:
+            if self._row_damping is not None:  # the product of a model is asked for many times
+                self._P, self._row_damping = self.probabilities(slice(None)), None
+            return design.hessian_product(self._P, weight, scale, objective.l2, V)
+        product = objective.zeros()
+        objective.coef(product)[...] = objective.dtype.type(objective.l2) * objective.coef(V)
+        for block, P in self._blocks():
+            product += design.select(block).hessian_product(P, weight, scale, 0.0, V)
+        return product
 
     def uncertainty(self):
         """Return 1 - sum_k p_k^2 of each row, (n,): zero where the class is certain."""
-        return 1 - np.einsum("ij,ij->i", self._P, self._P)
+        return 1 - np.concatenate([np.einsum("ij,ij->i", P, P) for _, P in self._blocks()])
 
     def class_gram(self):
-        """Return the mean softmax Jacobian, sum_i s_i/S (diag(p_i) - p_i p_i^T), float64, (K, K)."""
-        return class_gram(self._P, self._shares64())
+        """Return the mean softmax Jacobian, sum_i s_i/S (diag(p_i) - p_i p_i^T), float64, (K, K); see `class_gram`."""
+        shares, moments = self._shares64(), (0.0, 0.0)
+        for block, P in self._blocks(BLOCK_NUMBERS):
+            moments = [sum(pair) for pair in zip(moments, probability_moments(P, shares[block]), strict=True)]
+        return gram_of_moments(*moments)
 
     def curvature_diagonal(self, U):
         """Return the diagonal of the Hessian along class directions U (K, L): an array (p, L)."""
-        objective = self.objective
-        curvature = directional_curvature(self._P, self._shares64(), U)
-        D = objective.design.squares_product(curvature.astype(self._P.dtype))
+        objective, shares = self.objective, self._shares64()
+        D = None
+        for block, P in self._blocks(BLOCK_NUMBERS):
+            curvature = directional_curvature(P, shares[block], U, objective.dtype)
+            sums = objective.design.select(block).squares_product(curvature)
+            D = sums if D is None else np.add(D, sums, out=D)
         D[: objective.n_features] += objective.l2
         return D
 
     def entropy(self):
         """Return the mean entropy of the probabilities, (1/S) sum_i s_i H(p_i)."""
-        objective, total = self.objective, 0.0
-        weight = objective.sample_weight
-        for block in objective.design.row_blocks(max(ENTROPY_NUMBERS // self._P.shape[1], 1)):
-            P = self._P[block]
+        weight, total = self.objective.sample_weight, 0.0
+        for block, P in self._blocks():
             entropies = np.einsum("ij,ij->i", P, np.log(np.maximum(P, np.finfo(P.dtype).tiny)))
             total -= float(np.sum(entropies if weight is None else entropies * weight[block], dtype=np.float64))
-        return total / objective.total_weight
+        return total / self.objective.total_weight
 
     def _shares64(self):
         return self.objective.shares().astype(np.float64)
@@ -292,7 +376,10 @@ class Linearization:
         A `weight`, one number for each of these rows, replaces their sample weights.
         """
         selected = self.objective.select(positions, weight)
-        return Linearization(selected, self.W, self.value, self.gradient, self._P[positions])
+        if selected.stores_probabilities:
+            return Linearization(selected, self.W, self.value, self.gradient, self.probabilities(positions))
+        damping = None if self._row_damping is None else self._row_damping[positions]
+        return Linearization(selected, self.W, self.value, self.gradient, None, damping)
 
     def damped(self, row_damping):
         """Return the linearisation with the probabilities moved towards uniform, by the share row_damping (n,).
@@ -301,12 +388,35 @@ class Linearization:
         """
         if not row_damping.any():
             return self
-        P = self._P + row_damping[:, None] * (self._P.dtype.type(1 / self._P.shape[1]) - self._P)
-        return Linearization(self.objective, self.W, self.value, self.gradient, P)
+        return Linearization(self.objective, self.W, self.value, self.gradient, self._P, row_damping)
 
     def probability_changes(self, other):
         """Return sum_k |p_k - q_k| of each row, (n,), q the probabilities of the linearisation `other`."""
-        return np.abs(other._P - self._P).sum(axis=1)
+        return np.concatenate([np.abs(other.probabilities(block) - P).sum(axis=1) for block, P in self._blocks()])
+
+
+def _damp(P, row_damping):
+    """Move P (m, K) towards uniform by the share row_damping (m,), in place and in blocks of rows; return it."""
+    damped, size = np.flatnonzero(row_damping), max(CACHED_NUMBERS // P.shape[1], 1)
+    for start in range(0, len(damped), size):
+        rows = damped[start : start + size]
+        P[rows] += row_damping[rows, None] * (P.dtype.type(1 / P.shape[1]) - P[rows])
+    return P
+
+
+def _next_trial(low, high):
+    """Return where a bisection looks next, or None if the bracket is a tenth of its upper end."""
+    if high - low <= 0.1 * high:
+        return None
+    return 0.5 * (low + high) if low else 0.3 * high
+
+
+def _trials_ahead(bracket, levels):
+    """Return the set of the trials that a bisection may come to in its next `levels` steps."""
+    if not levels or (t := _next_trial(*bracket)) is None:
+        return set()
+    low, high = bracket
+    return {t} | _trials_ahead((low, t), levels - 1) | _trials_ahead((t, high), levels - 1)
 
 
 def squared_norm(A):
@@ -321,3 +431,9 @@ def inner(A, B):
     BLAS adds in blocks, so the rounding of float32 stays small.
     """
     return float(np.dot(A.ravel(order="K"), B.ravel(order="K")))
+
+
+def add_scaled(A, scale, B):
+    """Add scale * B to A, in place and without a temporary array; both have the same dtype and memory order."""
+    axpy = blas.saxpy if A.dtype == np.float32 else blas.daxpy
+    axpy(B.ravel(order="K"), A.ravel(order="K"), a=scale)

@@ -160,7 +160,7 @@ def _alpha_max(objective, l1_ratio):
     """
     M = objective.class_moments()
     d, centred = objective.n_features, objective.fit_intercept
-    mean = M[:, :d].sum(axis=0)
+    mean = M[:, :d].sum(axis=0, dtype=np.float64)
     if l1_ratio > 0:
         shares = M[:, d:] if centred else 1 / objective.n_classes
         return float(np.abs(shares * mean - M[:, :d]).max() / l1_ratio) or 1.0

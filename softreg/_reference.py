@@ -33,10 +33,12 @@ def logsumexp(Z, out, n_threads=1):
     return finite
 
 
-def softmax(Z, out, n_threads=1):
-    """out (n, K) OUT = exp(Z) / sum_k exp(Z_k)."""
+def softmax(Z, out, n_threads=1, within_pass=False):
+    """out (n, K) OUT = exp(Z) / sum_k exp(Z_k); out may be Z. Within a pass over X the tiniest numbers are zero."""
     finite = _finite(Z)
     np.exp(Z - Z.max(axis=1, keepdims=True), out=out)
+    if within_pass:
+        out[out < _pass_least(out.dtype)] = 0
     out /= out.sum(axis=1, keepdims=True)
     return finite
 
@@ -209,7 +211,7 @@ def _loss_gradient(
     cross_entropy(Z, None, Y, s, 0.0, losses, G)
     if P is not None:
         softmax(Z, P)
-        P[P < (1e-20 if P.dtype == np.float32 else 1e-100)] = 0  # the kernels avoid subnormal numbers
+        P[P < _pass_least(P.dtype)] = 0
     G *= Z.dtype.type(scale)
     if residual is not None:
         residual[:] = G
@@ -232,3 +234,8 @@ def _penalty(l2, W, n_features, gradient):
     """l2/2 ||W||^2 without the intercepts; its derivative is added to the gradient."""
     gradient[:, :n_features] += W.dtype.type(l2) * W[:, :n_features]
     return 0.5 * l2 * np.sum(W[:, :n_features] ** 2, dtype=np.float64)
+
+
+def _pass_least(dtype):
+    """The least probability in a pass over X: the kernels avoid subnormal numbers."""
+    return 1e-20 if dtype == np.float32 else 1e-100

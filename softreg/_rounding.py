@@ -19,6 +19,8 @@ Where errors are not independent (sums of more than some 1 / u numbers, 1.7e7 fo
 
 import numpy as np
 
+from softreg._feature_blocks import feature_blocks
+
 DEVIATIONS = 10.0  # 1e-23 is the chance of a larger error
 
 
@@ -39,13 +41,15 @@ def of_loss(objective, W, loss):
     logits of its targets, at least -loss. The logits differ from X W^T by the rounding of sums over the features of
     sum_j |w_j x_j|, whose size is taken from the root mean squares of the features. That error meets p - y.
     """
-    coef, d = np.abs(np.asarray(objective.coef(W), np.float64)), objective.n_features
-    of_logits = (min(d, DEVIATIONS * np.sqrt(d)) + 2) * np.max(coef @ objective.column_sizes(), initial=0.0)
+    d, sizes, logits = objective.n_features, objective.column_sizes(), np.zeros(objective.n_classes)
+    for block in feature_blocks(objective, intercepts=False):
+        logits += np.abs(np.asarray(W[:, block], np.float64)) @ sizes[block]
+    of_logits = (min(d, DEVIATIONS * np.sqrt(d)) + 2) * np.max(logits, initial=0.0)
     of_losses = 6 + 4 * np.log(objective.n_classes) + 2 * loss
     return _unit(objective) * (of_losses + of_logits * 2 * min(loss, 1.0))
 
 
-def of_sums(objective, loss, along, of_entropy=0.0, dtype=None):
+def of_sums(objective, loss, along, of_entropy=None, dtype=None):
     """Return how far the rounding of the sums in G may move a bound, of which the entropy may be a function of G, too.
 
     Sums over the rows are sums of numbers whose mean magnitude is at most rms(x_j) rms(p_k - y_k). Intercepts are
@@ -59,16 +63,19 @@ def of_sums(objective, loss, along, of_entropy=0.0, dtype=None):
     ----------
     objective : Objective
     loss : float
-    along : array (K, d), the derivative of the bound in G; not used without l2
-    of_entropy : array (K, d), the derivative of the entropy in G, or 0
+    along : array (K, d) or FeatureBlocks, the derivative of the bound in G; not used without l2
+    of_entropy : array (K, d) or FeatureBlocks, the derivative of the entropy in G; None for zero
     dtype : of the sums, if it is not that of the objective
     """
     sizes = objective.column_sizes().astype(np.float64)
     of_sum = DEVIATIONS * np.sqrt(objective.design.longest_sum * 2 * min(loss, 1.0))
 
     def moved(derivative):
-        derivative = np.broadcast_to(derivative, (objective.n_classes, objective.n_features))
-        return of_sum * np.linalg.norm(derivative * sizes) + 4 * (np.linalg.norm(derivative, axis=0) @ sizes)
+        squares = lengths = 0.0
+        for block in feature_blocks(objective, intercepts=False) if derivative is not None else ():
+            D, x = derivative[:, block], sizes[block]
+            squares, lengths = squares + np.sum((D * x) ** 2), lengths + np.linalg.norm(D, axis=0) @ x
+        return of_sum * np.sqrt(squares) + 4 * lengths
 
     limits = [moved(along)] if objective.l2 else []
     if objective.l1:

@@ -19,7 +19,7 @@ LAYERS = [
     {"_design_matrix"},
     {"functional", "_validation"},
     {"_objective"},
-    {"_rounding", "_duality", "_preconditioners"},
+    {"_feature_blocks", "_rounding", "_duality", "_preconditioners"},
     {"_coefficients"},
     {"_solvers"},
     {"_callbacks"},

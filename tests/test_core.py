@@ -77,7 +77,7 @@ def problem(
         "codes": None if soft else rng.integers(K, size=n, dtype=np.intp),
         "targets": targets if soft else None,
         "sample_weight": weights if weighted else None, "label_smoothing": smoothing, "scale": 1 / 7, "l2": 0.3,
-        "target_tolerance": 1e-3,
+        "target_tolerance": 1e-3, "within_pass": False,
     }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ class Blocks(StandardizedSample):
         self._take(*systematic_sample(score, self.order, self.size), self.size)
         P = linearization.probabilities(self.picked)
         self.U = class_directions(class_gram(P, self.weight))
-        curvature = directional_curvature(P, self.weight, self.U).T.astype(np.float32)
+        curvature = directional_curvature(P, self.weight, self.U, np.float32).T
         Z = self.standardized(np.float32)
         with ThreadPoolExecutor(self.objective.n_threads) as pool:  # BLAS itself keeps to one thread, and to its bits
             self.inverses = np.array(list(pool.map(partial(self._inverse, Z), curvature)))

@@ -34,9 +34,9 @@ class ScaledCorrelation(StandardizedSample):
         """Compute class directions and the diagonal of the Hessian for the probabilities of the linearization."""
         P = linearization.probabilities(self.picked)
         self.U = class_directions(class_gram(P, self.weight))
-        curvature = directional_curvature(P, self.weight, self.U)
-        D = curvature.T.astype(np.float32) @ (self.Z * self.Z)
-        D += SHRINKAGE * curvature.sum(axis=0)[:, None]
+        curvature = directional_curvature(P, self.weight, self.U, np.float32)
+        D = curvature.T @ (self.Z * self.Z)
+        D += SHRINKAGE * curvature.sum(axis=0, dtype=np.float64)[:, None]
         self.scale = 1 / np.sqrt(D + self.penalty + 1e-10 * D.max())
 
     def solve(self, G):

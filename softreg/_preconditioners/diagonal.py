@@ -3,6 +3,7 @@
 import numpy as np
 
 from softreg._class_directions import class_directions
+from softreg._feature_blocks import feature_blocks
 from softreg._validation import OVERFLOW
 
 
@@ -32,13 +33,16 @@ class Diagonal:
         return Diagonal(objective)
 
     def refresh(self, linearization):
+        self.diagonal = None  # it is as large as W
         U = class_directions(linearization.class_gram())
         D = linearization.curvature_diagonal(U)
         if not np.isfinite(D).all():
             raise FloatingPointError(OVERFLOW.format(self.objective.dtype))
         least = 1e-10 * np.max(D.max(axis=1) / self.units)  # of the curvature in units of the column
-        self.U, self.diagonal = U.astype(D.dtype), np.maximum(D, (least * self.units).astype(D.dtype)[:, None])
+        self.U, self.diagonal = U.astype(D.dtype), np.maximum(D, (least * self.units).astype(D.dtype)[:, None], out=D)
 
     def solve(self, G):
-        V = ((G.T @ self.U) / self.diagonal) @ self.U.T
-        return self.objective.design.arranged(V.T)
+        V = self.objective.empty()
+        for block in feature_blocks(self.objective):
+            V[:, block] = self.U @ ((self.U.T @ G[:, block]) / self.diagonal[block].T)
+        return V

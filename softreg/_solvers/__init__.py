@@ -103,7 +103,7 @@ def solve(solver, objective, start, options, monitor):
         result = SOLVERS[name].solve(objective, start, options, monitor)
         if result.stopped_on != "slow":
             break
-        start = Start(result.W, result=result)
+        start = Start(None, result=result)  # W is as large as the features are many: no copy of it stays behind
     return monitor.conclude(result)
 
 

@@ -17,6 +17,7 @@ from scipy.special import entr
 
 from softreg import _rounding
 from softreg._duality import dual_bound, dual_point, penalty_derivative
+from softreg._feature_blocks import FeatureBlocks
 from softreg._objective import squared_norm
 from softreg._preconditioners import EXACT_SIZE
 from softreg._solvers.result import Result
@@ -124,7 +125,8 @@ class _Dual:
         charge = squared_norm(objective.coef(G)) + self.constant * squared_norm(self.intercepts(G))
         best = objective.l2 * max(entropy, 0.0) / charge if charge > 0 else 1.0  # H is concave: this maximises a bound
         share = objective.dtype.type(min(1.0, best))
-        self.Q += share * (at.probabilities(slice(None)) - self.Q)
+        for block in objective.blocks():
+            self.Q[block] += share * (at.probabilities(block) - self.Q[block])
         self.follow(share * G)
         self.intercepts(self.W)[...] += self.moved
 
@@ -135,7 +137,7 @@ class _Dual:
     def follow(self, G):
         """Set W to the coefficients that belong to G(Q), see `_duality`; the intercepts stay, their base changes."""
         factor = self.objective.dtype.type(-1 / self.objective.l2)
-        self.objective.coef(self.W)[...] = factor * self.objective.coef(G)
+        np.multiply(factor, self.objective.coef(G), out=self.objective.coef(self.W), casting="same_kind")
         self.moved = factor * self.objective.dtype.type(self.constant) * self.intercepts(G)
 
     def epoch(self, order):
@@ -155,23 +157,32 @@ class _Dual:
 
         The factors are found by Newton's method. They act like intercepts: each row is the softmax of shifted logits.
         """
-        objective, Q = self.objective, self.Q
-        Y, share = objective.distributions(), objective.shares()
+        objective, Q, share = self.objective, self.Q, self.objective.shares()
+        blocks = list(objective.blocks())
         for _ in range(BALANCE_STEPS if objective.fit_intercept else 0):
-            off = share @ (Y - Q)
+            off = sum(share[block] @ (objective.distributions(block) - Q[block]) for block in blocks)
             if np.abs(off).max() <= np.finfo(Q.dtype).eps * 0.01:
                 break
-            H = np.diag(share @ Q) - (Q * share[:, None]).T @ Q
-            Q *= np.exp(np.clip(np.linalg.lstsq(H, off)[0], -1, 1)).astype(Q.dtype)
-            Q /= Q.sum(axis=1, keepdims=True)
-        self.entropy = float(share @ entr(Q).sum(axis=1, dtype=np.float64))
-        self.follow(objective.moments(Q - Y))
+            H = np.diag(share @ Q) - sum((Q[block] * share[block, None]).T @ Q[block] for block in blocks)
+            factors = np.exp(np.clip(np.linalg.lstsq(H, off)[0], -1, 1)).astype(Q.dtype)
+            for block in blocks:
+                Q[block] *= factors
+                Q[block] /= Q[block].sum(axis=1, keepdims=True)
+        self.entropy = float(sum(share[block] @ entr(Q[block]).sum(axis=1, dtype=np.float64) for block in blocks))
+        change = objective.distributions()
+        self.follow(objective.moments(np.subtract(Q, change, out=change)))
 
     def bound(self, loss):
         """Return the proven lower bound on min F from Q, less the allowance for rounding; `loss` is F(W)."""
-        G = np.empty(self.objective.shape)
-        self.objective.coef(G)[...] = -self.objective.l2 * self.objective.coef(self.W)
-        self.intercepts(G)[...] = -self.objective.l2 / self.constant * self.moved
-        allowance = _rounding.of_sums(self.objective, loss, penalty_derivative(self.objective, G))
+        G = FeatureBlocks(self.gradient)
+        along = FeatureBlocks(lambda block: penalty_derivative(self.objective, G[:, block]))
+        allowance = _rounding.of_sums(self.objective, loss, along)
         allowance += _rounding.of_entropy(self.objective)
         return max(dual_bound(self.objective, self.entropy, G) - allowance, 0.0)  # F >= 0
+
+    def gradient(self, block):
+        """Return the columns `block` of G(Q), float64: W and the distance of the intercepts belong to it."""
+        objective = self.objective
+        if block.start < objective.n_features:
+            return -objective.l2 * self.W[:, block].astype(np.float64)
+        return -objective.l2 / self.constant * self.moved.astype(np.float64)

@@ -79,7 +79,7 @@ class _Newton:
 
     def __init__(self, objective, start, options):
         self.objective, self.eps = objective, np.finfo(objective.dtype).eps
-        W = start.W.copy(order="K")
+        W = start.result.W if start.result is not None else start.W.copy(order="K")
         if objective.l2:  # the optimum sums to zero over the classes, and steps do not change that sum
             objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
         self.result = start.result or Result(W, objective.null_loss, options.tol)
@@ -114,9 +114,11 @@ class _Newton:
         """Solve the model, take the step, and record the iteration."""
         model = self.sample.of(self.damping.of(self.at))
         solution = trust_region_cg(model, self.M, self.radius, self.accuracy, smallest=self.smallest)
+        del model  # it has probabilities of its own: n K numbers are free before the next linearisation
         self.note(solution)
         self.since_refresh += solution.products * self.sample.share
         new, step_size = self.line_search(solution.step)
+        solution.step = None  # it is as large as W, and taken
         reached = dual_norm(self.M, new.gradient)
         self.move(new, step_size, reached, solution)
         self.record(step_size, reached)
@@ -172,6 +174,7 @@ class _Newton:
         for _ in range(8):
             if new.value <= at.value + SUFFICIENT * t * slope or slope >= -self.eps * abs(at.value):
                 break
+            del new  # its probabilities, before another one is made
             t = self.objective.line_minimum(at.W, step, 0.9 * t)
             self.result.passes += 1
             new = self.linearize(at.W + at.W.dtype.type(t) * step)
@@ -216,20 +219,21 @@ class _Newton:
         tenth of the gradient. If it is one over a sample of the rows, a product over all rows tells what the step
         achieves there, and the next sample is larger.
         """
-        at, M = self.at, self.M
-        M.refresh(at)
-        target = 0.5 * self.result.target
-        model = self.sample.of(at)
+        M, target = self.M, 0.5 * self.result.target
+        M.refresh(self.at)
+        model = self.sample.of(self.at)
         solution = trust_region_cg(model, M, np.inf, 0.1, 300, min_products(M), target, self.smallest)
+        del model
         self.note(solution)
         if self.sample.share < 1:
-            solution = solution.on_all_rows(at, M)
+            solution = solution.on_all_rows(self.at, M)
             self.result.passes += 1
         new, step_size = self.line_search(solution.step)
-        full_step = new.value < at.value and step_size == 1
-        self.at = new if new.value < at.value else at
-        self.result.W = self.at.W
-        self.estimate(solution, dual_norm(M, new.gradient) if full_step else None)
+        solution.step = None
+        is_lower = new.value < self.at.value
+        if is_lower:
+            self.at, self.result.W = new, new.W
+        self.estimate(solution, dual_norm(M, new.gradient) if is_lower and step_size == 1 else None)
         self.sample = self.sample.doubled()
 
     def certify(self):

@@ -14,12 +14,12 @@ class Start:
 
     Attributes
     ----------
-    W : array of shape (K, p)
+    W : array of shape (K, p), or None where there is a result
     preconditioner : of a fit that ended at W, or None
-    result : Result of another solver that ended at W, to go on with, or None
+    result : Result of another solver, to go on with from its W, or None; it changes, and its W too
     """
 
-    W: np.ndarray
+    W: np.ndarray | None
     preconditioner: object = None
     result: "Result | None" = None
 

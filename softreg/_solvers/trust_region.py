@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import eigvalsh_tridiagonal
 
-from softreg._objective import inner
+from softreg._objective import add_scaled, inner
 
 
 @dataclass
@@ -14,7 +14,7 @@ class ModelSolution:
 
     Attributes
     ----------
-    step : array like W
+    step : array like W; None once it is taken
     decrease : of the quadratic model along the step
     decrement : estimate of 1/2 g^T H^-1 g, the gap of the model: the decrease, and an estimate of the rest
     length : of the step, in M's norm
@@ -25,7 +25,7 @@ class ModelSolution:
     truncated : True if the solve ended at the boundary, at `max_products`, or early because of rounding
     """
 
-    step: np.ndarray
+    step: np.ndarray | None
     decrease: float
     decrement: float
     length: float
@@ -102,9 +102,9 @@ def trust_region_cg(
     solution : ModelSolution
     """
     s, r = linearization.objective.zeros(), linearization.gradient.copy(order="K")
-    z = M.solve(r)
-    d = -z
-    rz = first = inner(r, z)
+    d = M.solve(r)
+    rz = first = inner(r, d)
+    np.negative(d, out=d)
     target = accuracy**2 * first
     ss, sd, dd = 0.0, 0.0, rz
     decrease, truncated, is_exact, diagonal, off = 0.0, True, False, [], []
@@ -127,18 +127,21 @@ def trust_region_cg(
         longer = ss + 2 * step * sd + step * step * dd
         if longer >= radius**2:
             step = (-sd + np.sqrt(max(sd * sd + dd * (radius**2 - ss), 0.0))) / dd
-            s += s.dtype.type(step) * d
+            add_scaled(s, step, d)
             decrease += step * rz - 0.5 * step * step * curvature
             ss = radius**2
             break
-        s += s.dtype.type(step) * d
-        r += r.dtype.type(step) * Hd
+        add_scaled(s, step, d)
+        add_scaled(r, step, Hd)
+        del Hd  # arrays like W may be large: as few as can be at a time
         decrease += 0.5 * step * rz
         ss = longer
         z = M.solve(r)
         ratio, rz = inner(r, z) / rz, inner(r, z)
         off.append(np.sqrt(max(ratio, 0.0)) / step)
-        d = d.dtype.type(ratio) * d - z
+        d *= d.dtype.type(ratio)
+        d -= z
+        del z
         sd, dd = ratio * (sd + step * dd), rz + ratio * ratio * dd
     smallest = min(smallest, smallest_ritz(diagonal, off))
     decrement, residual = decrease + 0.5 * rz / smallest, np.sqrt(max(rz, 0.0))
