@@ -25,6 +25,17 @@ class Exact(StandardizedSample):
         self.refresh_interval = max(4, len(self.picked) * K * p // (16 * objective.n_rows))
         self.is_exact_inverse = False
 
+    @staticmethod
+    def takes_all_rows(objective):
+        """Return True if the Hessian of all rows is affordable."""
+        size = np.prod(objective.shape)
+        return size <= EXACT_SIZE and objective.n_rows * size**2 <= EXACT_WORK
+
+    @classmethod
+    def of_all_rows(cls, objective):
+        """Return the preconditioner that takes all rows."""
+        return cls(objective, None, objective.n_rows)
+
     def refresh(self, linearization):
         """Build the Hessian for the probabilities of the linearization, damp it, and factor it."""
         P = linearization.probabilities(self.positions)
@@ -43,4 +54,4 @@ class Exact(StandardizedSample):
 
     def solve(self, G):
         V = lapack.dpotrs(self.factor, self.to_standardized(G).ravel(), lower=1)[0].reshape(G.shape)
-        return self.from_standardized(V - V.mean(axis=0))
+        return self.from_standardized(V - V.sum(axis=0) / len(V))
