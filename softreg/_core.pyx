@@ -629,7 +629,8 @@ cdef struct HessianArguments:   # void is float or double
     const double* mean          # (d,)
     const double* deviation     # (d,)
     Py_ssize_t m, K, d, p, stride
-    Py_ssize_t pairs, squares   # pairs of classes k < m, and of columns i <= j
+    Py_ssize_t pairs, squares   # pairs of classes k < m, and of columns: i <= j, or all where `square`
+    bint square                 # one pair of classes: scaled rows times rows, as products of columns serve only once
     Py_ssize_t block, parts, size
 
 
@@ -678,6 +679,16 @@ cdef sr_void _pair_products(
             out += block
 
 
+cdef sr_void _scale_columns(
+    const double* A, const double* factor, Py_ssize_t n, Py_ssize_t count, Py_ssize_t block, double* out
+) noexcept nogil:
+    """out (n, block) OUT = A (n, block) * factor (block,), `count` columns of them."""
+    cdef Py_ssize_t i, r
+    for i in range(n):
+        for r in range(count):
+            out[i * block + r] = A[i * block + r] * factor[r]
+
+
 cdef void _hessian_part(
     const HessianArguments* args, Py_ssize_t part, const floating* like, double* sums
 ) noexcept nogil:
@@ -693,21 +704,27 @@ cdef void _hessian_part(
         count = min(args.block, stop - start)
         _load_standardized(args, start, count, like, Z, P, wP)
         _pair_products(P, wP, args.K, 1, count, args.block, classes)
-        _pair_products(Z, Z, args.p, 0, count, args.block, columns)
-        gemm[double](
-            True, args.squares, args.pairs, count, columns, args.block, classes, args.block, 1, sums, args.squares
-        )
+        if args.square:
+            _scale_columns(Z, classes, args.p, count, args.block, columns)
+            gemm[double](True, args.p, args.p, count, columns, args.block, Z, args.block, 1, sums, args.p)
+        else:
+            _pair_products(Z, Z, args.p, 0, count, args.block, columns)
+            gemm[double](
+                True, args.squares, args.pairs, count, columns, args.block, classes, args.block, 1, sums, args.squares
+            )
         start += count
 
 
-cdef void _spread_pairs(const double* sums, Py_ssize_t K, Py_ssize_t p, double* H) noexcept nogil:
+cdef void _spread_pairs(const HessianArguments* args, const double* sums, double* H) noexcept nogil:
     """H (K, p, K, p) OUT from the sums (pairs, squares): minus them beside the diagonal, their sums over m on it."""
-    cdef Py_ssize_t k, m, i, j, n = K * p
+    cdef Py_ssize_t k, m, i, j, K = args.K, p = args.p, n = K * p
     cdef double v
     memset(H, 0, n * n * sizeof(double))
     for k in range(K):
         for m in range(k + 1, K):
             for i in range(p):
+                if args.square:
+                    sums += i
                 for j in range(i, p):
                     v = sums[0]
                     sums += 1
@@ -741,7 +758,9 @@ def dense_hessian(
     args.mean, args.deviation = vector_pointer[double](mean), vector_pointer[double](deviation)
     args.stride = X.strides[0] // <Py_ssize_t>sizeof(floating)
     args.m, args.K, args.d, args.p = P.shape[0], P.shape[1], X.shape[1], out.shape[1]
-    args.pairs, args.squares = args.K * (args.K - 1) // 2, args.p * (args.p + 1) // 2
+    args.square = args.K == 2
+    args.pairs = args.K * (args.K - 1) // 2
+    args.squares = args.p * args.p if args.square else args.p * (args.p + 1) // 2
     n = args.pairs * args.squares
     if n == 0:
         out[:] = 0
@@ -761,7 +780,7 @@ def dense_hessian(
     _end_region(&team, args.parts)
     for part in range(1, args.parts):
         add_vector(sums, sums + part * args.size, n)
-    _spread_pairs(sums, args.K, args.p, &out[0, 0, 0, 0])
+    _spread_pairs(&args, sums, &out[0, 0, 0, 0])
     free(sums)
 
 

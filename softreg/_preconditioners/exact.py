@@ -18,7 +18,6 @@ class Exact(StandardizedSample):
 
     def __init__(self, objective, order, size):
         super().__init__(objective, order, size)
-        self.all_rows = len(self.picked) == objective.n_rows
         self.positions = slice(None) if self.all_rows else self.picked
         # half of the cost of a build, which is some n_sample (K p) / 8n products with the Hessian
         K, p = objective.shape
@@ -41,17 +40,23 @@ class Exact(StandardizedSample):
         P = linearization.probabilities(self.positions)
         design, (K, p) = self.objective.design, self.objective.shape
         H = design.standardized_hessian(self.positions, P, self.weight, self.mean, self.deviation)
+        if K == 2:
+            H = 2.0 * H[:1, :, :1]  # along (1, -1) / sqrt(2), the direction of `solve`
         diagonal = np.einsum("kjkj->kj", H).copy()
         largest = diagonal.max()
         # the damping of a sample covers its noise, that of all rows their rounding
         damping = np.finfo(P.dtype).eps if self.all_rows else 1e-3
         np.einsum("kjkj->kj", H)[...] += self.penalty + damping * diagonal + 1e-13 * largest
-        # constant over the classes: no curvature there, and no step, see `solve`
-        np.einsum("kjmj->jkm", H)[...] += (diagonal.max(axis=0) / K)[:, None, None]
+        if K > 2:  # constant over the classes: no curvature there, and no step, see `solve`
+            np.einsum("kjmj->jkm", H)[...] += (diagonal.max(axis=0) / K)[:, None, None]
         # H is a sum of numbers up to 1: if the classes are separated, its rounding may be larger than its curvature
-        self.factor, shift = cholesky(H.reshape(K * p, K * p), diagonal.ravel() + 1e-8 * largest + 1e-14)
+        self.factor, shift = cholesky(H.reshape(diagonal.size, diagonal.size), diagonal.ravel() + 1e-8 * largest + 1e-14)
         self.is_exact_inverse = self.all_rows and shift == 0
 
     def solve(self, G):
-        V = lapack.dpotrs(self.factor, self.to_standardized(G).ravel(), lower=1)[0].reshape(G.shape)
+        G = self.to_standardized(G)
+        if len(G) == 2:  # both classes change by the same amount, in opposite directions
+            v = lapack.dpotrs(self.factor, 0.5 * (G[0] - G[1]), lower=1)[0]
+            return self.from_standardized(np.stack([v, -v]))
+        V = lapack.dpotrs(self.factor, G.ravel(), lower=1)[0].reshape(G.shape)
         return self.from_standardized(V - V.sum(axis=0) / len(V))
