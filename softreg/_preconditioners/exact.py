@@ -7,7 +7,8 @@ from softreg._preconditioners.factors import cholesky
 from softreg._preconditioners.standardized_sample import StandardizedSample
 
 EXACT_SIZE = 500  # K p up to which the Hessian is factored; a build costs K p / 8 products or more
-EXACT_WORK = 1e9  # n (K p)^2 up to which the Hessian is built from all rows; above, from 4 rows a parameter
+EXACT_WORK = 1e8  # n (K p)^2 up to which the Hessian is built from all rows; above, from 4 rows a parameter
+FEW = 100  # K p up to which that may be ten times as much: a build costs the fewer products, the smaller K p is
 
 
 class Exact(StandardizedSample):
@@ -28,7 +29,8 @@ class Exact(StandardizedSample):
     def takes_all_rows(objective):
         """Return True if the Hessian of all rows is affordable."""
         size = np.prod(objective.shape)
-        return size <= EXACT_SIZE and objective.n_rows * size**2 <= EXACT_WORK
+        most = EXACT_WORK if size > FEW else 10 * EXACT_WORK
+        return size <= EXACT_SIZE and objective.n_rows * size**2 <= most
 
     @classmethod
     def of_all_rows(cls, objective):
