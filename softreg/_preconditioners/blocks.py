@@ -1,6 +1,7 @@
 """A block of the Hessian for each class direction: late in a fit, solves with it take several times fewer products."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from scipy.linalg import lapack
@@ -51,10 +52,10 @@ class Blocks(StandardizedSample):
         self.U = class_directions(class_gram(P, self.weight))
         curvature = directional_curvature(P, self.weight, self.U).T.astype(np.float32)
         if self.objective.n_threads == 1 or curvature.size * self.Z.shape[1] ** 2 < POOL_WORK:
-            self.inverses = np.array([self._inverse(c) for c in curvature])
+            self.inverses = np.array([self._inverse(self.Z, c) for c in curvature])
         else:  # BLAS itself keeps to one thread, and to its bits
             with ThreadPoolExecutor(self.objective.n_threads) as pool:
-                self.inverses = np.array(list(pool.map(self._inverse, curvature)))
+                self.inverses = np.array(list(pool.map(partial(self._inverse, self.Z), curvature)))
 
     def _sample(self, linearization):
         """Sample rows by their curvature at the linearization."""
@@ -63,9 +64,9 @@ class Blocks(StandardizedSample):
         self._take(*systematic_sample(score, self.order, self.size), self.size)
         self.Z = self.standardized(np.float32)
 
-    def _inverse(self, curvature):
+    def _inverse(self, Z, curvature):
         """Return the inverse of Z^T diag(curvature) Z, penalised and damped, (p, p) float32."""
-        root = self.Z * np.sqrt(curvature)[:, None]
+        root = Z * np.sqrt(curvature)[:, None]
         A = root.T @ root
         i = np.diag_indices_from(A)
         A[i] += self.penalty + DAMPING * (A[i] + curvature.sum(dtype=np.float64)) + 1e-30

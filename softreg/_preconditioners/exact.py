@@ -40,7 +40,7 @@ class Exact(StandardizedSample):
     def refresh(self, linearization):
         """Build the Hessian for the probabilities of the linearization, damp it, and factor it."""
         P = linearization.probabilities(self.positions)
-        design, (K, p) = self.objective.design, self.objective.shape
+        design, K = self.objective.design, self.objective.n_classes
         H = design.standardized_hessian(self.positions, P, self.weight, self.mean, self.deviation)
         if K == 2:
             H = 2.0 * H[:1, :, :1]  # along (1, -1) / sqrt(2), the direction of `solve`
@@ -52,7 +52,8 @@ class Exact(StandardizedSample):
         if K > 2:  # constant over the classes: no curvature there, and no step, see `solve`
             np.einsum("kjmj->jkm", H)[...] += (diagonal.max(axis=0) / K)[:, None, None]
         # H is a sum of numbers up to 1: if the classes are separated, its rounding may be larger than its curvature
-        self.factor, shift = cholesky(H.reshape(diagonal.size, diagonal.size), diagonal.ravel() + 1e-8 * largest + 1e-14)
+        scale = diagonal.ravel() + 1e-8 * largest + 1e-14
+        self.factor, shift = cholesky(H.reshape(scale.size, scale.size), scale)
         self.is_exact_inverse = self.all_rows and shift == 0
 
     def solve(self, G):
