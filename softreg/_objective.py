@@ -232,6 +232,21 @@ class Linearization:
         scale = 1.0 / objective.total_weight
         return objective.design.hessian_product(self._P, objective.labels_of_all[2], scale, objective.l2, V)
 
+    def max_logit_change(self, step):
+        """Return the largest change of a logit over the rows with weight, if `step`, an array like W, is taken.
+
+        Changes count less their mean under the probabilities of the row: what all logits of a row share is no change.
+        """
+        objective, largest = self.objective, 0.0
+        weight = objective.sample_weight
+        for block in objective.design.row_blocks():
+            change = objective.design.select(block).logits(step)
+            change -= np.einsum("ij,ij->i", self.probabilities(block), change)[:, None]
+            if weight is not None:
+                change[weight[block] == 0] = 0
+            largest = max(largest, float(np.abs(change).max(initial=0.0)))
+        return largest
+
     def probabilities(self, positions):
         """Return the probabilities of the rows at `positions`, (m, K)."""
         return self._P[positions]

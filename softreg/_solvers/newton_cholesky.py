@@ -4,6 +4,10 @@ A step is a solve with the factor. A step that gets far leaves the Hessian nearl
 the next step, too, which costs a gradient alone (Shamanskii 1967). If a step overshoots, the minimum along it is taken.
 The method ends on an estimate of the gap from the Newton decrement, or on the proven gap. It gives up where steps have
 to be cut short, or where the Hessian is singular up to rounding: `newton` goes on from there.
+
+Where rows are of very different lengths, the decrement may be small far from the minimum. Then the step moves the
+logits of a long row by much. If no logit moves by more than one, the curvature stays near what it is, and the model
+holds (Bach 2010).
 """
 
 import numpy as np
@@ -15,6 +19,7 @@ from softreg._validation import OVERFLOW
 
 SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a full step is accepted
 SHORTEST = 0.1  # share of a step below which the model has nothing to say about where the step leads
+FARTHEST = 1.0  # largest change of a logit in the next step with which the model gives an estimate of the gap
 KEPT = 0.03  # decrement after a step, over that before it, up to which the factor serves for one more step
 
 
@@ -101,11 +106,11 @@ class _NewtonCholesky:
             self.stay()
             return
         direction, square = self.solve(new)
-        before, self.shrinking = self.square, square / self.square
+        self.shrinking = square / self.square
         self.at, self.result.W, self.direction, self.square = new, new.W, direction, square
         self.age += 1
         self.result.record(new.value)
-        self.estimate(before, step_size)
+        self.estimate()
         if self.result.converged or new.value <= self.target:  # F >= 0 is a bound by itself
             self.certify()
         elif step_size < SHORTEST:
@@ -133,47 +138,39 @@ class _NewtonCholesky:
             self.shrinking = np.inf  # the next step gets a new factor
         elif self.square <= 2 * self.eps * abs(self.at.value):
             self.result.stopped_on = "precision"
-            self.result.estimated(self.square, self.at.value, self.tol)
+            self.note(self.square)
             self.certify()
         else:
             self.result.stopped_on = "slow"
 
     def choose_step(self):
         """Factor the Hessian anew, unless the factor serves for one more step."""
-        if self.shrinking > KEPT:
+        if self.age > 0 and self.shrinking > KEPT:
             self.refresh()
 
     # --- how far from the minimum ---------------------------------------------------------------------------------
 
-    def estimate(self, before, step_size):
-        """Note an estimate of the gap after a step; `before` was g^T M^-1 g before it.
+    def estimate(self):
+        """Note an estimate of the gap at W; with an old factor a rough one, as a step may take the curvature to 1 / e.
 
-        An estimate that would end the fit is made again with the curvature along the gradient where the fit has come.
+        Where that is near the target, the Hessian is built anew. Twice the decrement is then the estimate: a loss that
+        falls off exponentially, as for nearly separable classes, has a gap of twice its decrement.
         """
-        gap = self.gap(before, step_size, 1.0)
-        if gap <= self.target:
-            gap = self.gap(before, step_size, self.flattening())
-        # if F is tiny, so is its curvature, and more than 1 % of it is rounding
-        self.result.estimated(gap if abs(self.at.value) >= 100 * self.eps else np.inf, self.at.value, self.tol)
+        if self.square <= self.target:
+            self.refresh()
+        self.note(3.0**self.age * self.square)
 
-    def gap(self, before, step_size, flattening):
-        """Return an estimate of F - min F; inf if there is none. The reasons for it stand in `ModelSolution.gap`.
+    def note(self, gap):
+        """Note the estimate of the gap, unless the quadratic model that it comes from may be far from F.
 
-        The gap before the step is at most twice the decrement, if the factor was that of the Hessian there. The gap
-        after a full step is six times the decrement with the old factor, and three times as much for each further step.
+        That is so where the next step changes a logit by much, and with it the curvature. It is also so where the
+        Hessian is singular, or F is so tiny that more than 1 % of its curvature is rounding.
         """
-        gaps = [np.inf]
-        if step_size == 1:
-            gaps.append(3.0**self.age * max(1.0, flattening) * self.square)
-        if self.age == 1:
-            gaps.append(max(1.0, flattening / 3) * before)
-        return min(gaps)
-
-    def flattening(self):
-        """Return the curvature of the factor along the direction, over that of the Hessian at W."""
-        curvature = inner(self.direction, self.at.hessian_product(self.direction))
-        self.result.passes += 1
-        return self.square / curvature if curvature > 0 else (np.inf if self.square > 0 else 1.0)
+        if not self.M.is_exact_inverse or abs(self.at.value) < 100 * self.eps:
+            return
+        if gap <= self.target and self.at.max_logit_change(self.direction) > FARTHEST:
+            return
+        self.result.estimated(gap, self.at.value, self.tol)
 
     def certify(self):
         """Compute the proven gap at W, and note it in the result."""
