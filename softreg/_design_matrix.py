@@ -169,6 +169,23 @@ class DenseDesign(_Design):
             out[-1] = C.sum(axis=0)
         return out
 
+    def standardized_hessian(self, positions, P, weight, mean, deviation):
+        """Return the Hessian of the loss over the rows at `positions` in standardised coordinates, float64.
+
+        That is sum_i w_i (diag(p_i) - p_i p_i^T) (x) z_i z_i^T, (K, p, K, p), with z_i = [(x_i - mean) / deviation, 1].
+
+        Parameters
+        ----------
+        positions : index array of shape (m,), or slice(None) for all rows
+        P : array of shape (m, K), probabilities p_i
+        weight : float64 array of shape (m,)
+        mean, deviation : float64 arrays of shape (d,)
+        """
+        rows = self.rows if isinstance(positions, slice) else self.row_numbers(positions)
+        H = np.empty(2 * (P.shape[1], self.n_columns))
+        _core.dense_hessian(self.X, rows, P, weight, mean, deviation, H, self.n_threads)
+        return H
+
     def standardized_row_lengths(self, share):
         """Return the squared lengths of the rows in standardised units over their mean, (n,), for weights share (n,).
 
@@ -239,6 +256,15 @@ class CSRDesign(_Design):
         if self.fit_intercept:
             out[-1] = C.sum(axis=0)
         return out
+
+    def standardized_hessian(self, positions, P, weight, mean, deviation):
+        """Return the Hessian of `DenseDesign.standardized_hessian`, from dense copies of a few rows at a time."""
+        total, numbers = 0.0, np.arange(self.n_rows)[positions]
+        for start in range(0, len(numbers), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            rows = DenseDesign(self.dense_rows(numbers[block]), self.fit_intercept, self.n_threads)
+            total += rows.standardized_hessian(slice(None), P[block], weight[block], mean, deviation)
+        return total
 
     def standardized_row_lengths(self, share):
         """Return ones: standardised rows would be dense."""

@@ -13,6 +13,8 @@ import numpy as np
 from softreg import _rounding
 from softreg._feature_blocks import FeatureBlocks, feature_blocks
 
+NEGLIGIBLE = 1e-3  # share of the gap that an allowance for rounding may be without a second bound being computed
+
 
 def lower_bound(linearization):
     """Return a proven lower bound on min F, from the probabilities and the gradient at a point; -inf without a penalty.
@@ -20,25 +22,29 @@ def lower_bound(linearization):
     At the optimum of a smooth objective the bound is min F itself. The gradient of the penalty has to be taken off,
     and its rounding is added to what remains, which lowers the bound. The bound is made from the entropy of the
     probabilities, and from the entropy that the loss and the gradient tell; see `_rounding` for why. The better one
-    counts. The second one is far too low where the loss is so large that rounding eats the difference.
+    counts. The second one is far too low where the loss is so large that rounding eats the difference; it is left out
+    where the allowance for rounding in the first one is no part of the gap, as in exact arithmetic both are the same.
     """
     objective, W, loss = linearization.objective, linearization.W, linearization.value
     if not objective.l2 and not objective.l1:
         return -np.inf
     coef = FeatureBlocks(lambda block: objective.coef(W)[:, block].astype(np.float64))
-    G = FeatureBlocks(lambda block: _gradient_of_loss(linearization, block))
+    of_gradient = FeatureBlocks(lambda block: _gradient_of_loss(linearization, block))
+    G = FeatureBlocks(lambda block: _enlarged(objective, of_gradient[:, block], W[:, block], block))
+    allowance = _allowance(objective, G, loss)
+    by_entropy = max(dual_bound(objective, linearization.entropy(), G) - allowance, 0.0)  # F >= 0
+    if allowance <= NEGLIGIBLE * (loss - by_entropy):
+        return by_entropy
     with np.errstate(over="ignore", invalid="ignore"):
         penalty = products = magnitudes = 0.0
         for block in feature_blocks(objective):
-            product = G[:, block] * W[:, block]
+            product = of_gradient[:, block] * W[:, block]
             products, magnitudes = products + np.sum(product), magnitudes + np.sum(np.abs(product))
         for block in feature_blocks(objective, intercepts=False):
             penalty += 0.5 * objective.l2 * np.sum(coef[:, block] ** 2)
         of_loss = loss - penalty - products
         # the difference itself is made in float64
         allowance = 4 * np.finfo(np.float64).eps * (loss + penalty + magnitudes)
-    G = FeatureBlocks(lambda block: _enlarged(objective, _gradient_of_loss(linearization, block), W[:, block], block))
-    by_entropy = bound_of_distributions(objective, linearization.entropy(), G, loss)
     if not np.isfinite(of_loss):
         return by_entropy
     by_loss = dual_bound(objective, of_loss, G) - allowance - _rounding.of_loss(objective, W, loss)
@@ -68,10 +74,13 @@ def bound_of_distributions(objective, entropy, G, loss, dtype=None):
     Both were computed in `dtype`, by default the objective's; the bound leaves room for its rounding. G is an array
     like W, or FeatureBlocks.
     """
+    return max(dual_bound(objective, entropy, G) - _allowance(objective, G, loss, dtype), 0.0)  # F >= 0
+
+
+def _allowance(objective, G, loss, dtype=None):
+    """Return how far rounding may have raised a bound that is made from the entropy and G of distributions."""
     along = FeatureBlocks(lambda block: penalty_derivative(objective, G[:, block]))
-    allowance = _rounding.of_sums(objective, loss, along, dtype=dtype)
-    allowance += _rounding.of_entropy(objective, dtype)
-    return max(dual_bound(objective, entropy, G) - allowance, 0.0)  # F >= 0
+    return _rounding.of_sums(objective, loss, along, dtype=dtype) + _rounding.of_entropy(objective, dtype)
 
 
 def penalty_derivative(objective, G):

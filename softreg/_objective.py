@@ -335,6 +335,21 @@ class Linearization:
             product += design.select(block).hessian_product(P, weight, scale, 0.0, V)
         return product
 
+    def max_logit_change(self, step):
+        """Return the largest change of a logit over the rows with weight, if `step`, an array like W, is taken.
+
+        Changes count less their mean under the probabilities of the row: what all logits of a row share is no change.
+        """
+        objective, largest = self.objective, 0.0
+        weight = objective.sample_weight
+        for block, P in self._blocks():
+            change = objective.design.select(block).logits(step)
+            change -= np.einsum("ij,ij->i", P, change)[:, None]
+            if weight is not None:
+                change[weight[block] == 0] = 0
+            largest = max(largest, float(np.abs(change).max(initial=0.0)))
+        return largest
+
     def uncertainty(self):
         """Return 1 - sum_k p_k^2 of each row, (n,): zero where the class is certain."""
         return 1 - np.concatenate([np.einsum("ij,ij->i", P, P) for _, P in self._blocks()])

@@ -127,6 +127,21 @@ def dense_hessian_product(X, rows, P, sample_weight, scale, l2, V, out, n_thread
     _penalty(l2, V, X.shape[1], out)
 
 
+def dense_hessian(X, rows, P, weight, mean, deviation, out, n_threads=1):
+    """out (K, p, K, p) OUT = sum_i w_i (diag(p_i) - p_i p_i^T) (x) z_i z_i^T, in float64.
+
+    z_i = [(x_i - mean) / deviation, 1] are the rows of X in standardised coordinates, p_i those of P (m, K). Where p_i
+    does not sum to one, diag(p_i) is multiplied by the sum, so that the matrix has no negative eigenvalues.
+    """
+    Z = np.ones((len(P), out.shape[1]))
+    Z[:, : X.shape[1]] = ((X if rows is None else X[rows]) - mean) / deviation
+    P = P.astype(np.float64)
+    J = -weight[:, None, None] * P[:, :, None] * P[:, None, :]
+    for k in range(P.shape[1]):
+        J[:, k, k] -= J[:, k].sum(axis=1)
+    out[:] = np.einsum("nkm,ni,nj->kimj", J, Z, Z, optimize=True)
+
+
 def csr_logits(data, indices, indptr, rows, Wt, n_features, out, n_threads=1):
     """out (m, K) OUT = X[rows] W^T + b."""
     dense_logits(_csr(data, indices, indptr, n_features), rows, Wt.T, out)

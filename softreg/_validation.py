@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import validate_data
 
 from softreg._array_checks import FLOATS, check_targets, check_weights
 from softreg._memory_layout import ensure_row_major
@@ -39,15 +39,17 @@ def check_data(estimator, X, y, classes=None, first=True, min_rows=1):
         found = np.arange(y.shape[1])
         check_classes(found, classes)
         return X, None, np.ascontiguousarray(targets), found
-    y = column_or_1d(y, warn=True)
-    if len(y):
+    is_label = y.dtype.kind in "biuU"  # numbers of another kind may be those of a regression
+    if len(y) and not is_label:
         check_classification_targets(y)
     known = estimator.classes_ if not first else None if classes is None else class_names(classes)
     y = y if len(y) else known[:0]  # NumPy takes an empty list for floats
     present, codes = np.unique(y, return_inverse=True)
+    if is_label and 2 * len(present) > len(y):  # it warns of that
+        check_classification_targets(y)
     known = present if known is None else known
     check_classes(known, classes)
-    if not np.isin(present, known).all():
+    if known is not present and not np.isin(present, known).all():
         unknown = present[~np.isin(present, known)]
         raise ValueError(f"y has labels {unknown.tolist()} that are not in classes {known.tolist()}")
     if len(known) < 2:

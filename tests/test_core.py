@@ -307,7 +307,7 @@ def test_cross_entropy_tells_of_targets_that_are_no_distributions(K, dtype):
 
 def test_every_kernel_is_tested():
     twins = {n for n, f in vars(_reference).items() if inspect.isfunction(f) and not n.startswith("_")}
-    assert twins == {*OUTPUTS, "csr_dual_epoch"}
+    assert twins == {*OUTPUTS, "csr_dual_epoch", "dense_hessian"}
     assert all(hasattr(_core, name) or hasattr(_dual_ascent, name) for name in twins)
 
 
@@ -533,3 +533,51 @@ def test_extreme_logits_through_the_linear_map(dtype):
         assert np.isfinite(call(_core, name, given, got))
         assert all(np.isfinite(values).all() for values in got.values())
         assert np.allclose(got["P"].sum(axis=1), 1, rtol=0, atol=7 * np.finfo(dtype).eps)  # 7 rounded terms
+
+
+def hessian_problem(n, d, K, dtype, intercept, rows):
+    """Arguments of `dense_hessian` but for the result; columns of mixed units, with offsets."""
+    given = problem(n, d, K, dtype, intercept=intercept, rows=rows)
+    rng = np.random.default_rng(2)
+    unit = 10.0 ** rng.uniform(-5, 5, size=d)
+    X = ((given["X"] + 3) * unit).astype(dtype)
+    weight = rng.exponential(size=len(given["P"])) / 7
+    weight[::5] = 0
+    return X, rows, given["P"], weight, 3 * unit, 2 * unit
+
+
+@pytest.mark.parametrize(("d", "K", "dtype"), [pair for pair in TYPED_PAIRS if pair[0] * pair[1] <= 600])
+def test_dense_hessian_equals_its_twin(d, K, dtype):
+    for n, intercept, rows in ((0, True, None), (1, False, None), (67, False, None), (1500, True, None),
+                               (90, True, np.random.default_rng(1).permutation(90)[:70])):  # fmt: skip
+        given = hessian_problem(n, d, K, dtype, intercept, rows)
+        before, shape = [np.copy(a) for a in given if a is not None], 2 * (K, d + intercept)
+        got, want = np.full(shape, np.nan), np.empty(shape)
+        _core.dense_hessian(*given, got)
+        _reference.dense_hessian(*given, want)
+        # both are sums over n rows of products of six numbers in float64; the diagonal is a sum over K of these sums
+        largest = np.max(np.abs(want), initial=0.0)
+        assert np.max(np.abs(got - want), initial=0.0) <= 2 * (n + K + 8) * np.finfo(float).eps * max(largest, 1e-300)
+        assert np.array_equal(got, got.transpose(2, 3, 0, 1))
+        assert all(np.array_equal(a, b) for a, b in zip(before, [a for a in given if a is not None], strict=True))
+
+
+def test_dense_hessian_is_the_same_for_every_number_of_threads(threads_everywhere):
+    given = hessian_problem(3000, 9, 4, np.float32, True, None)  # rows for five parts
+    results = [np.empty(2 * (4, 10)) for _ in range(4)]
+    for n_threads, out in enumerate(results, 1):
+        _core.dense_hessian(*given, out, n_threads)
+    assert all(np.array_equal(results[0], out) for out in results[1:])
+
+
+def test_dense_hessian_has_no_negative_eigenvalues():
+    """Also where probabilities of float32 sum to more than one, or are zeros and ones."""
+    X, rows, P, weight, mean, deviation = hessian_problem(200, 3, 4, np.float32, True, None)
+    P = (P * np.float32(1 + 1e-6)).astype(np.float32)
+    P[::2] = np.eye(4, dtype=np.float32)[np.arange(100) % 4]
+    H = np.empty((4, 4, 4, 4))
+    _core.dense_hessian(X, rows, P, weight, mean, deviation, H)
+    values = np.linalg.eigvalsh(H.reshape(16, 16))
+    # the four changes that are the same in all classes have no curvature; rounding leaves some eps of the largest
+    assert values[0] >= -100 * np.finfo(float).eps * values[-1]
+    np.testing.assert_allclose(values[:4], 0, atol=100 * np.finfo(float).eps * values[-1])

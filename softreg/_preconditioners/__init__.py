@@ -18,7 +18,7 @@ preconditioner reads probabilities from the linearization and rows from the desi
 from softreg._preconditioners.blocks import Blocks
 from softreg._preconditioners.correlation import ScaledCorrelation
 from softreg._preconditioners.diagonal import Diagonal
-from softreg._preconditioners.exact import EXACT_SIZE, EXACT_WORK, Exact
+from softreg._preconditioners.exact import EXACT_SIZE, Exact
 
 __all__ = ["EXACT_SIZE", "Blocks", "Diagonal", "Exact", "ScaledCorrelation", "preconditioner"]
 
@@ -31,6 +31,5 @@ def preconditioner(objective, order):
     if (not objective.design.can_center and K * p > EXACT_SIZE) or p > CORRELATION_SIZE:
         return Diagonal(objective)
     if K * p <= EXACT_SIZE:
-        all_rows = objective.n_rows * (K * p) ** 2 <= EXACT_WORK
-        return Exact(objective, order, objective.n_rows if all_rows else 4 * K * p)
+        return Exact(objective, order, objective.n_rows if Exact.takes_all_rows(objective) else 4 * K * p)
     return ScaledCorrelation(objective, order)

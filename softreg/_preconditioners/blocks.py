@@ -13,6 +13,7 @@ from softreg._systematic_sampling import systematic_sample
 
 BLOCK_ROWS = 4096  # rows of the sample, and at least 5 a feature
 BLOCKS_SIZE = 1e7  # K p^2 up to which a block a class direction is affordable: 40 MB
+POOL_WORK = 2e8  # multiplications from which threads save more time than it takes to start them
 DAMPING = 1e-2  # share of the diagonal that is added to it, or the noise of the sample would be inverted
 
 
@@ -20,7 +21,7 @@ class Blocks(StandardizedSample):
     """A block of the Hessian for each class direction, over rows that are sampled by their curvature.
 
     Early in a fit all rows have curvature in all directions. Later the classes of most rows are certain, and the
-    curvature of a direction comes from a few rows. So each refresh samples anew.
+    curvature of a direction comes from a few rows. So each refresh samples anew, unless all rows are taken.
     """
 
     is_exact_inverse = False
@@ -33,6 +34,9 @@ class Blocks(StandardizedSample):
         self.size = min(n, max(BLOCK_ROWS, 5 * p))
         # half of the multiplications of a build, in products with the Hessian
         self.refresh_interval = max(8, self.size * p // (4 * n))
+        if self.size == n:
+            self._take(np.arange(n), np.ones(n))
+            self.Z = self.standardized(np.float32)
 
     @staticmethod
     def is_applicable(objective):
@@ -41,16 +45,24 @@ class Blocks(StandardizedSample):
         return K * p * p <= BLOCKS_SIZE and objective.design.can_center
 
     def refresh(self, linearization):
-        """Sample rows by their curvature at the linearization, and invert the block of each class direction."""
-        uncertain = np.maximum(linearization.uncertainty(), 1e-6)
-        score = self.objective.shares() * uncertain * (0.5 + 0.5 * self.row_lengths)
-        self._take(*systematic_sample(score, self.order, self.size), self.size)
+        """Invert the block of each class direction; of many rows, those are sampled that have curvature."""
+        if self.size < self.objective.n_rows:
+            self._sample(linearization)
         P = linearization.probabilities(self.picked)
         self.U = class_directions(class_gram(P, self.weight))
         curvature = directional_curvature(P, self.weight, self.U, np.float32).T
-        Z = self.standardized(np.float32)
-        with ThreadPoolExecutor(self.objective.n_threads) as pool:  # BLAS itself keeps to one thread, and to its bits
-            self.inverses = np.array(list(pool.map(partial(self._inverse, Z), curvature)))
+        if self.objective.n_threads == 1 or curvature.size * self.Z.shape[1] ** 2 < POOL_WORK:
+            self.inverses = np.array([self._inverse(self.Z, c) for c in curvature])
+        else:  # BLAS itself keeps to one thread, and to its bits
+            with ThreadPoolExecutor(self.objective.n_threads) as pool:
+                self.inverses = np.array(list(pool.map(partial(self._inverse, self.Z), curvature)))
+
+    def _sample(self, linearization):
+        """Sample rows by their curvature at the linearization."""
+        uncertain = np.maximum(linearization.uncertainty(), 1e-6)
+        score = self.objective.shares() * uncertain * (0.5 + 0.5 * self.row_lengths)
+        self._take(*systematic_sample(score, self.order, self.size), self.size)
+        self.Z = self.standardized(np.float32)
 
     def _inverse(self, Z, curvature):
         """Return the inverse of Z^T diag(curvature) Z, penalised and damped, (p, p) float32."""

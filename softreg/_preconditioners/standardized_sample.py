@@ -30,6 +30,7 @@ class StandardizedSample:
     Attributes
     ----------
     picked : positions of the sampled rows, sorted, (m,)
+    all_rows : bool, True if these are all rows
     weight : weights of the sampled rows, (m,) float64, whose expected sum is 1
     mean, deviation : of the features, (d,) float64
     """
@@ -91,7 +92,7 @@ class StandardizedSample:
         importance (m,) is 1 over the chance of each position, and `times` the number of draws; both are 1 if all rows
         are taken once.
         """
-        self.picked = picked
+        self.picked, self.all_rows = picked, len(picked) == self.objective.n_rows
         s = self.objective.sample_weight
         s = 1.0 if s is None else s[picked].astype(np.float64)
         self.weight = importance * s / (times * self.objective.total_weight)
@@ -100,7 +101,7 @@ class StandardizedSample:
         """Yield slices of the sample, each with its rows in float64."""
         for start in range(0, len(self.picked), CHUNK_ROWS):
             chunk = slice(start, start + CHUNK_ROWS)
-            yield chunk, self.objective.design.float64_rows(self.picked[chunk])
+            yield chunk, self.objective.design.float64_rows(chunk if self.all_rows else self.picked[chunk])
 
     def standardized(self, dtype):
         """Return [(x - mean) / deviation, 1] for each row of the sample, (m, p)."""

@@ -2,9 +2,9 @@
 
 A solver is a function (objective, start, options, monitor) -> Result in a file of its own. It copies arrays before it
 changes them, calls the monitor after each iteration, and sets `Result.stopped_on`. To add one, write its file and add
-its row to `SOLVERS`. The other files hold parts of solvers: `result` their input and output, `trust_region` and
-`row_sampling` those of Newton's method, `quadratic_models` and `centred_coordinates` those of proximal Newton.
-`streaming` is what `partial_fit` and `sgd` learn rows with; its optimisers are `dense_stream` (with
+its row to `SOLVERS`. The other files hold parts of solvers: `result` their input and output, `newton_cholesky`,
+`trust_region` and `row_sampling` those of Newton's method, `quadratic_models` and `centred_coordinates` those of
+proximal Newton. `streaming` is what `partial_fit` and `sgd` learn rows with; its optimisers are `dense_stream` (with
 `dense_stream_metrics`, `dense_stream_newton` and `row_buffer`) and `sparse_stream`.
 """
 

@@ -10,8 +10,9 @@ these decrease F.
 import numpy as np
 
 from softreg._objective import inner, squared_norm
-from softreg._preconditioners import Blocks, ScaledCorrelation, preconditioner
-from softreg._solvers.result import Result
+from softreg._preconditioners import Blocks, Exact, ScaledCorrelation, preconditioner
+from softreg._solvers.newton_cholesky import newton_cholesky
+from softreg._solvers.result import Result, Start
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.sgd import quick_start
 from softreg._solvers.trust_region import adapted_radius, dual_norm, min_products, trust_region_cg
@@ -44,7 +45,14 @@ def newton(objective, start, options, monitor):
     Order of calls in an iteration: `iterate` solves the model (`trust_region_cg`), searches along the step
     (`line_search`), moves there (`move`), and checks for the end (`record`, which may `confirm` and `certify`).
     `adapt_model` then prepares the next iteration.
+
+    Where the exact Hessian is affordable, `newton_cholesky` runs first. If it gives up, its result is continued.
     """
+    if Exact.takes_all_rows(objective) and not RowSample.is_worthwhile(objective):
+        result = newton_cholesky(objective, start, options, monitor)
+        if result.stopped_on != "slow":
+            return result
+        start = Start(result.W, preconditioner=result.preconditioner, result=result)
     state = _Newton(objective, start, options)
     result = state.result
     for _ in range(options.max_iter - len(result.history)):

@@ -1,0 +1,179 @@
+"""Newton's method for problems with few parameters: the exact Hessian over all rows, and its Cholesky factor.
+
+A step is a solve with the factor. A step that gets far leaves the Hessian nearly as it was: then the factor serves for
+the next step, too, which costs a gradient alone (Shamanskii 1967). If a step overshoots, the minimum along it is taken.
+The method ends on an estimate of the gap from the Newton decrement, or on the proven gap. It gives up where steps have
+to be cut short, or where the Hessian is singular up to rounding: `newton` goes on from there.
+
+Where rows are of very different lengths, the decrement may be small far from the minimum. Then the step moves the
+logits of a long row by much. If no logit moves by more than one, the curvature stays near what it is, and the model
+holds (Bach 2010).
+"""
+
+import numpy as np
+
+from softreg._objective import inner
+from softreg._preconditioners import Exact
+from softreg._solvers.result import Result
+from softreg._validation import OVERFLOW
+
+SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a full step is accepted
+SHORTEST = 0.1  # share of a step below which the model has nothing to say about where the step leads
+FARTHEST = 1.0  # largest change of a logit in the next step with which the model gives an estimate of the gap
+KEPT = 0.03  # decrement after a step, over that before it, up to which the factor serves for one more step
+
+
+def newton_cholesky(objective, start, options, monitor):
+    """Minimise the smooth objective from `start`; return the result.
+
+    Parameters
+    ----------
+    objective : Objective
+    start : Start
+        Its preconditioner, of a fit with another penalty, is used again.
+    options : Options
+    monitor : Monitor, called after each iteration
+
+    Returns
+    -------
+    result : Result
+        Stopped on "gap", "estimate", "precision", "max_iter", or "slow" if it gave up.
+    """
+    state = _NewtonCholesky(objective, start, options)
+    result = state.result
+    for _ in range(options.max_iter - len(result.history)):
+        if not state.M.is_exact_inverse:
+            result.stopped_on = "slow"
+            break
+        monitor.begin()
+        state.iterate()
+        if monitor(result.W, result.history[-1]) or result.stopped_on != "max_iter":
+            break
+        state.choose_step()
+    return state.finish()
+
+
+class _NewtonCholesky:
+    """The state of the method: the linearisation at W, the factor, and the next step.
+
+    Attributes
+    ----------
+    result : Result
+    at : Linearization at the current W
+    M : the factor of the Hessian, at W or where it was `age` steps ago
+    direction : M^-1 g, for the gradient g at W; the next step is minus that
+    square : g^T M^-1 g, twice the Newton decrement if age is 0
+    shrinking : square over that before the last step, with the same factor
+    """
+
+    def __init__(self, objective, start, options):
+        given = start.preconditioner
+        self.M = Exact.of_all_rows(objective) if given is None else given.for_objective(objective)
+        self.objective, self.eps = objective, np.finfo(objective.dtype).eps
+        W = start.result.W if start.result is not None else start.W.copy(order="K")
+        if objective.l2:  # the optimum sums to zero over the classes, and steps do not change that sum
+            objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
+        self.result = start.result or Result(W, objective.null_loss, options.tol)
+        self.result.solver, self.result.stopped_on = "newton", "max_iter"
+        self.at = self.linearize(W)
+        self.refresh()
+
+    def linearize(self, W):
+        """Return the linearisation at W, and count the pass."""
+        self.result.passes += 1
+        return self.objective.linearize(W)
+
+    def refresh(self):
+        """Build the Hessian at W and factor it."""
+        self.M.refresh(self.at)
+        self.age, self.shrinking = 0, np.inf
+        self.direction, self.square = self.solve(self.at)
+        if not np.isfinite(self.square):  # weights as large as that have no place in the dtype
+            raise FloatingPointError(OVERFLOW.format(self.objective.dtype))
+
+    def solve(self, at):
+        """Return M^-1 g for the gradient g at a linearisation, and g^T M^-1 g."""
+        direction = self.M.solve(at.gradient)
+        return direction, max(inner(at.gradient, direction), 0.0)
+
+    # --- one iteration --------------------------------------------------------------------------------------------
+
+    def iterate(self):
+        """Take the step if F decreases, record the iteration, and check for the end."""
+        new, step_size = self.line_search()
+        if not new.value < self.at.value:
+            self.result.record(self.at.value)
+            self.stay()
+            return
+        direction, square = self.solve(new)
+        self.shrinking = square / self.square
+        self.at, self.result.W, self.direction, self.square = new, new.W, direction, square
+        self.age += 1
+        self.result.record(new.value)
+        self.estimate()
+        if self.result.converged or new.value <= self.result.target:  # F >= 0 is a bound by itself
+            self.certify()
+        elif step_size < SHORTEST:
+            self.result.stopped_on = "slow"
+
+    def line_search(self):
+        """Return the linearisation after the step, and the step size: 1, or that of the minimum if 1 overshoots."""
+        at, step, step_size = self.at, -self.direction, 1.0
+        new = self.linearize(at.W + step)
+        overshot = not new.value <= at.value - SUFFICIENT * self.square
+        if overshot and self.square > self.eps * abs(at.value):
+            step_size = self.objective.line_minimum(at.W, step, 0.9)
+            self.result.passes += 1
+            new = self.linearize(at.W + at.W.dtype.type(step_size) * step)
+        return new, step_size
+
+    def stay(self):
+        """Find out why F did not decrease: an old factor, the last digits of F, or a model that is no use."""
+        if self.age > 0:
+            self.shrinking = np.inf  # the next step gets a new factor
+        elif self.square <= 2 * self.eps * abs(self.at.value):
+            self.result.stopped_on = "precision"
+            self.note(self.square)
+            self.certify()
+        else:
+            self.result.stopped_on = "slow"
+
+    def choose_step(self):
+        """Factor the Hessian anew, unless the factor serves for one more step."""
+        if self.age > 0 and self.shrinking > KEPT:
+            self.refresh()
+
+    # --- how far from the minimum ---------------------------------------------------------------------------------
+
+    def estimate(self):
+        """Note an estimate of the gap at W; with an old factor a rough one, as a step may take the curvature to 1 / e.
+
+        Where that is near the target, the Hessian is built anew. Twice the decrement is then the estimate: a loss that
+        falls off exponentially, as for nearly separable classes, has a gap of twice its decrement.
+        """
+        if self.square <= self.result.target:
+            self.refresh()
+        self.note(3.0**self.age * self.square)
+
+    def note(self, gap):
+        """Note the estimate of the gap, unless the quadratic model that it comes from may be far from F.
+
+        That is so where the next step changes a logit by much, and with it the curvature. It is also so where the
+        Hessian is singular, or F is so tiny that more than 1 % of its curvature is rounding.
+        """
+        if not self.M.is_exact_inverse or abs(self.at.value) < 100 * self.eps:
+            return
+        if gap <= self.result.target and self.at.max_logit_change(self.direction) > FARTHEST:
+            return
+        self.result.estimated(gap)
+
+    def certify(self):
+        """Compute the proven gap at W, and note it in the result."""
+        self.result.certify(self.at)
+
+    def finish(self):
+        """Return the result, with the proven gap and the factor for the next fit of a path."""
+        if self.result.stopped_on != "slow" and not np.isfinite(self.result.gap):
+            self.certify()
+        self.result.preconditioner = self.M
+        return self.result
