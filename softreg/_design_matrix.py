@@ -91,7 +91,7 @@ class _Design:
 
     def float64_rows(self, positions):
         """Return the rows at `positions` as a dense float64 copy."""
-        return self.dense_rows(positions).astype(np.float64)
+        return self.dense_rows(positions).astype(np.float64, order="C")
 
     def has_entries(self, columns):
         """Return whether the rows have numbers other than zero in these columns."""

@@ -156,3 +156,19 @@ def test_bits_do_not_depend_on_the_number_of_threads(classes):
     X, y = rng.normal(size=(3000, 10)), rng.integers(classes, size=3000)
     one, two = (SoftmaxRegression(n_jobs=n_jobs).fit(X, y) for n_jobs in (1, 2))
     assert np.array_equal(one.coef_, two.coef_) and np.array_equal(one.intercept_, two.intercept_)
+
+
+@kinds
+def test_the_largest_change_of_a_logit(kind):
+    """Rows without weight do not count, nor does what all logits of a row share."""
+    objective, W = problem(**kind)
+    at, step = objective.linearize(W), objective.zeros()
+    step[...] = np.random.default_rng(1).normal(size=step.shape)
+    P, change = at.probabilities(slice(None)).astype(float), objective.design.logits(step).astype(float)
+    change -= (P * change).sum(axis=1, keepdims=True)
+    change[objective.shares() == 0] = 0
+    want = np.abs(change).max()
+    # sums over the classes of numbers no larger than the result, a few times
+    assert at.max_logit_change(step) == pytest.approx(want, rel=20 * eps_of(objective))
+    step += 3
+    assert at.max_logit_change(step) == pytest.approx(want, rel=1e4 * eps_of(objective))  # logits are larger now
