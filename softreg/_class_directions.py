@@ -8,7 +8,6 @@ them. If most classes are well apart, the mean is nearly degenerate, and the cla
 
 import numpy as np
 
-
 ROW_BLOCK = 512  # rows that are held in float64 at a time
 
 
