@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 from scipy.linalg import lapack
 
-from softreg._class_directions import class_directions, class_gram, directional_curvature
 from softreg._preconditioners.factors import mirrored
 from softreg._preconditioners.standardized_sample import StandardizedSample
 from softreg._systematic_sampling import systematic_sample
@@ -45,9 +44,8 @@ class Blocks(StandardizedSample):
         uncertain = np.maximum(linearization.uncertainty(), 1e-6)
         score = self.objective.shares() * uncertain * (0.5 + 0.5 * self.row_lengths)
         self._take(*systematic_sample(score, self.order, self.size), self.size)
-        P = linearization.probabilities(self.picked)
-        self.U = class_directions(class_gram(P, self.weight))
-        curvature = directional_curvature(P, self.weight, self.U, np.float32).T
+        self.U = self.class_directions(linearization)
+        curvature = np.concatenate([c for _, c in self.curvatures(linearization, self.U)]).T
         Z = self.standardized(np.float32)
         with ThreadPoolExecutor(self.objective.n_threads) as pool:  # BLAS itself keeps to one thread, and to its bits
             self.inverses = np.array(list(pool.map(partial(self._inverse, Z), curvature)))

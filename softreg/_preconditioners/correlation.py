@@ -3,9 +3,8 @@
 import numpy as np
 from scipy.linalg import lapack
 
-from softreg._class_directions import class_directions, class_gram, directional_curvature
 from softreg._preconditioners.factors import cholesky, mirrored
-from softreg._preconditioners.standardized_sample import CHUNK_ROWS, StandardizedSample
+from softreg._preconditioners.standardized_sample import StandardizedSample
 
 SAMPLE_ROWS = 8192  # 25 MB of float32 for d = 784; with shrinkage, these rows suffice for a thousand features
 SHRINKAGE = 0.05  # towards uncorrelated features of average curvature, or the noise of the sample would be inverted
@@ -32,12 +31,9 @@ class ScaledCorrelation(StandardizedSample):
 
     def refresh(self, linearization):
         """Compute class directions and the diagonal of the Hessian for the probabilities of the linearization."""
-        P = linearization.probabilities(self.picked)
-        self.U = class_directions(class_gram(P, self.weight))
+        self.U = self.class_directions(linearization)
         D, total = np.zeros((self.U.shape[1], self.Z.shape[1]), np.float32), 0.0
-        for start in range(0, len(P), CHUNK_ROWS):  # the curvature of a row takes as many numbers as its probabilities
-            rows = slice(start, start + CHUNK_ROWS)
-            curvature = directional_curvature(P[rows], self.weight[rows], self.U, np.float32)
+        for rows, curvature in self.curvatures(linearization, self.U):
             D += curvature.T @ (self.Z[rows] * self.Z[rows])
             total += curvature.sum(axis=0, dtype=np.float64)
         D += SHRINKAGE * total[:, None]
