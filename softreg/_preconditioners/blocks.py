@@ -48,7 +48,9 @@ class Blocks(StandardizedSample):
         curvature = np.concatenate([c for _, c in self.curvatures(linearization, self.U)]).T
         Z = self.standardized(np.float32)
         with ThreadPoolExecutor(self.objective.n_threads) as pool:  # BLAS itself keeps to one thread, and to its bits
-            self.inverses = np.array(list(pool.map(partial(self._inverse, Z), curvature)))
+            self.inverses = np.empty((len(curvature), Z.shape[1], Z.shape[1]), np.float32)
+            for k, inverse in enumerate(pool.map(partial(self._inverse, Z), curvature)):
+                self.inverses[k] = inverse
 
     def _inverse(self, Z, curvature):
         """Return the inverse of Z^T diag(curvature) Z, penalised and damped, (p, p) float32."""
