@@ -222,7 +222,7 @@ class Objective:
 
     def _logits_along(self, W, step):
         """Yield blocks of rows with their logits at W, and the change of these along the step."""
-        for block in self.blocks():
+        for block in self.blocks(BLOCK_NUMBERS // 4):  # of which there are up to five arrays
             design = self.design.select(block)
             yield block, design.logits(W), design.logits(step)
 

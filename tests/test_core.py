@@ -258,6 +258,21 @@ def test_softmax_in_place(K, dtype):
     assert K == 1 or not want[::3, 0].any()
 
 
+@pytest.mark.parametrize("K", [2, 3, 43, 44, 100])
+@both_dtypes
+def test_softmax_within_a_pass_has_no_tiny_numbers(K, dtype):
+    """Probabilities far below 1e-20 (float64: 1e-100) are zero there, in the kernel and in its twin, and only there.
+    The others are right to the bounds of the plain softmax."""
+    given = problem(67, 1, K, dtype)
+    given["Z"][::3, 0] = -70 if dtype == np.float32 else -300
+    want, got, plain = (np.empty_like(given["Z"]) for _ in range(3))
+    _reference.softmax(given["Z"], want, 1, True)
+    _core.softmax(given["Z"], got, 1, True)
+    _core.softmax(given["Z"], plain)
+    assert not want[::3, 0].any() and not got[::3, 0].any() and plain[::3, 0].all()
+    assert np.all(np.abs(got - want) <= bounds("softmax", given, dtype)["out"])
+
+
 @pytest.mark.parametrize("name", BATCH)
 @pytest.mark.parametrize("K", CLASSES)
 @both_dtypes

@@ -35,8 +35,7 @@ def problem(form, dtype=np.float64, soft=False, weighted=False):
     weight = rng.integers(3, size=N).astype(dtype) if weighted else None
     codes = None if soft else y.astype(np.intp)
     objective = Objective(form(X.astype(dtype)), codes, targets, weight, K, l2=0.01, label_smoothing=0.1)
-    W, V = rng.normal(size=(2, *objective.shape))
-    return objective, like(objective, W), like(objective, V)
+    return objective, *(like(objective, rng.normal(size=objective.shape)) for _ in range(2))
 
 
 def both_modes(monkeypatch, objective, W):
@@ -224,11 +223,11 @@ def text(n, d, classes):
 
 
 @unfinished
-@pytest.mark.parametrize("solver, arrays", [("dual", 4), ("newton", 9)])
+@pytest.mark.parametrize(("solver", "arrays"), [("dual", 4), ("newton", 9)])
 def test_a_sparse_fit_takes_few_arrays_like_w(solver, arrays):
-    """Dual ascent: the start, W, and its gradient or the class moments, then `coef_`. Newton's method: the start, W,
-    the gradient, the class moments, the preconditioner, and four of conjugate gradients. Two arrays of n K numbers, and
-    blocks of features in float64, 2^18 numbers each, of which some four are there at a time, and half as many masks."""
+    """Dual ascent: the start, W, the class moments, and a gradient or `coef_`. Newton's method: the start, W, the
+    gradient, the class moments, the preconditioner, and four of conjugate gradients. Beside these there are two arrays
+    of n K numbers, and at most five blocks of features at a time, of 2^18 numbers of float64."""
     n, d, classes = 500, 2**16, 40
     X, y = text(n, d, classes)
     allowed = 4 * (arrays * classes * (d + 1) + 2 * n * classes) + 5 * 8 * 2**18

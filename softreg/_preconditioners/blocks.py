@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 from scipy.linalg import lapack
 
-from softreg._class_directions import class_directions, class_gram, directional_curvature
 from softreg._preconditioners.factors import mirrored
 from softreg._preconditioners.standardized_sample import StandardizedSample
 from softreg._systematic_sampling import systematic_sample
@@ -48,14 +47,19 @@ class Blocks(StandardizedSample):
         """Invert the block of each class direction; of many rows, those are sampled that have curvature."""
         if self.size < self.objective.n_rows:
             self._sample(linearization)
-        P = linearization.probabilities(self.picked)
-        self.U = class_directions(class_gram(P, self.weight))
-        curvature = directional_curvature(P, self.weight, self.U, np.float32).T
+        self.U = self.class_directions(linearization)
+        curvature = np.concatenate([c for _, c in self.curvatures(linearization, self.U)]).T
+        self.inverses = np.empty((len(curvature), *2 * self.Z.shape[1:]), np.float32)
         if self.objective.n_threads == 1 or curvature.size * self.Z.shape[1] ** 2 < POOL_WORK:
-            self.inverses = np.array([self._inverse(self.Z, c) for c in curvature])
+            self._fill(map(partial(self._inverse, self.Z), curvature))
         else:  # BLAS itself keeps to one thread, and to its bits
             with ThreadPoolExecutor(self.objective.n_threads) as pool:
-                self.inverses = np.array(list(pool.map(partial(self._inverse, self.Z), curvature)))
+                self._fill(pool.map(partial(self._inverse, self.Z), curvature))
+
+    def _fill(self, inverses):
+        """Copy inverses (p, p), one after the other, to where they stay."""
+        for place, inverse in zip(self.inverses, inverses, strict=True):
+            place[...] = inverse
 
     def _sample(self, linearization):
         """Sample rows by their curvature at the linearization."""

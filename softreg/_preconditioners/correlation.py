@@ -3,7 +3,6 @@
 import numpy as np
 from scipy.linalg import lapack
 
-from softreg._class_directions import class_directions, class_gram, directional_curvature
 from softreg._preconditioners.factors import cholesky, mirrored
 from softreg._preconditioners.standardized_sample import StandardizedSample
 
@@ -32,11 +31,12 @@ class ScaledCorrelation(StandardizedSample):
 
     def refresh(self, linearization):
         """Compute class directions and the diagonal of the Hessian for the probabilities of the linearization."""
-        P = linearization.probabilities(self.picked)
-        self.U = class_directions(class_gram(P, self.weight))
-        curvature = directional_curvature(P, self.weight, self.U, np.float32)
-        D = curvature.T @ (self.Z * self.Z)
-        D += SHRINKAGE * curvature.sum(axis=0, dtype=np.float64)[:, None]
+        self.U = self.class_directions(linearization)
+        D, total = np.zeros((self.U.shape[1], self.Z.shape[1]), np.float32), 0.0
+        for rows, curvature in self.curvatures(linearization, self.U):
+            D += curvature.T @ (self.Z[rows] * self.Z[rows])
+            total += curvature.sum(axis=0, dtype=np.float64)
+        D += SHRINKAGE * total[:, None]
         self.scale = 1 / np.sqrt(D + self.penalty + 1e-10 * D.max())
 
     def solve(self, G):

@@ -44,5 +44,7 @@ class Diagonal:
     def solve(self, G):
         V = self.objective.empty()
         for block in feature_blocks(self.objective):
-            V[:, block] = self.U @ ((self.U.T @ G[:, block]) / self.diagonal[block].T)
+            along = G.T[block] @ self.U
+            along /= self.diagonal[block]
+            V.T[block] = along @ self.U.T
         return V

@@ -9,12 +9,11 @@ from functools import cached_property
 
 import numpy as np
 
+from softreg._class_directions import class_directions, directional_curvature, gram_of_moments, probability_moments
 from softreg._systematic_sampling import systematic_sample
 from softreg._validation import OVERFLOW
 
-CHUNK_ROWS = 1024  # rows that are held in float64 at a time
-
-
+CHUNK_ROWS = 1024  # rows that are held in float64 at a time, and of which probabilities are
 LEAST_DEVIATION = 1e-15  # in units of sqrt(l2), where deviation and penalty weigh the same
 
 
@@ -99,9 +98,11 @@ class StandardizedSample:
 
     def _chunks(self):
         """Yield slices of the sample, each with its rows in float64."""
-        for start in range(0, len(self.picked), CHUNK_ROWS):
-            chunk = slice(start, start + CHUNK_ROWS)
+        for chunk in self._chunk_slices():
             yield chunk, self.objective.design.float64_rows(chunk if self.all_rows else self.picked[chunk])
+
+    def _chunk_slices(self):
+        return (slice(start, start + CHUNK_ROWS) for start in range(0, len(self.picked), CHUNK_ROWS))
 
     def standardized(self, dtype):
         """Return [(x - mean) / deviation, 1] for each row of the sample, (m, p)."""
@@ -109,6 +110,20 @@ class StandardizedSample:
         for chunk, X in self._chunks():
             Z[chunk, : X.shape[1]] = (X - self.mean) / self.deviation
         return Z
+
+    def class_directions(self, linearization):
+        """Return the class directions (K, L) for the probabilities of the sample."""
+        first = second = 0.0
+        for rows in self._chunk_slices():
+            moments = probability_moments(linearization.probabilities(self.picked[rows]), self.weight[rows])
+            first, second = first + moments[0], second + moments[1]
+        return class_directions(gram_of_moments(first, second))
+
+    def curvatures(self, linearization, U):
+        """Yield slices of the sample, each with the curvature of its rows along U (K, L), (m, L) float32."""
+        for rows in self._chunk_slices():
+            P = linearization.probabilities(self.picked[rows])
+            yield rows, directional_curvature(P, self.weight[rows], U, np.float32)
 
     def to_standardized(self, G):
         """Return the gradient G (K, p) with respect to W as one in standardised coordinates, float64, (K, p)."""
