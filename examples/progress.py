@@ -62,7 +62,7 @@ with tempfile.TemporaryDirectory() as folder:
     print("A line an epoch")
     scores = ScoringMonitor(scoring="accuracy")
     model = SoftmaxRegression(solver="sgd", max_iter=5, random_state=0, verbose=1)
-    model.set_callbacks(scores, StopAt(0.97, X_valid, y_valid)).fit(X_file, y_train)
+    model.set_callbacks(scores, StopAt(0.965, X_valid, y_valid)).fit(X_file, y_train)
     print(f"\nended on {model.stopped_on_!r} after {model.n_iter_} epochs: {model.score(X_test, y_test):.1%} right")
     _, *epochs = scores.get_logs().data
     print("of the training rows, epoch by epoch:", *(f"{row['accuracy']:.1%}" for row in epochs))
