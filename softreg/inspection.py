@@ -400,12 +400,12 @@ class CoefficientDisplay:
         ----------
         estimator : SoftmaxRegression or SoftmaxRegressionCV
             A fitted one.
-        feature_names : array of shape (n_features_in_,), default=None
+        feature_names : array of shape (n_features,), default=None
             Names of the features; None is `feature_names_in_` if there is one, else x0, x1, and so on.
         classes : array of labels, default=None
             The classes to draw; None is all of them. Two classes have one row of coefficients, which speaks for the
             second class.
-        scale : array of shape (n_features_in_,), default=None
+        scale : array of shape (n_features,), default=None
             Numbers that multiply the coefficients. With ``X.std(axis=0)``, coefficients of features in different units
             can be compared.
         n_features : int, default=10
