@@ -38,10 +38,12 @@ default_role = "py:obj"
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
 myst_fence_as_directive = ["mermaid"]
+mermaid_height, mermaid_fullscreen = "auto", False
 
 # --- API reference --------------------------------------------------------------------------------------------------
 
 autodoc_typehints = "none"  # the docstrings say it in words
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False  # the template lists them
 numpydoc_attributes_as_param_list = True
@@ -78,10 +80,11 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "min_reported_time": 0,
     "doc_module": ("softreg",),
+    "write_computation_times": False,
     "backreferences_dir": None,
     "reference_url": {"softreg": None},
 }
-# scripts that draw end with plt.show(), which has no window here; LogisticRegression does not converge in one of them
+# scripts that draw end with plt.show(), and there is no window here
 warnings.filterwarnings("ignore", message=".*non-interactive", category=UserWarning)
 
 # --- HTML -----------------------------------------------------------------------------------------------------------
@@ -92,14 +95,15 @@ html_static_path = ["_static"]
 html_css_files = ["softreg.css"]
 html_theme_options = {
     "logo": {"text": "softreg"},
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {page: [] for page in ("start", "migration", "performance", "mathematics", "architecture", "changelog")}
+SINGLE_PAGES = ("start", "migration", "performance", "mathematics", "architecture", "contributing", "changelog")
+html_sidebars = {page: [] for page in SINGLE_PAGES}
 html_show_sourcelink = False
 copybutton_exclude = ".linenos, .gp, .go"  # prompts and output are not copied
 

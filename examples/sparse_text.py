@@ -57,7 +57,7 @@ sparse = SoftmaxRegression(alpha=2e-4, l1_ratio=1.0, tol=2e-2, max_iter=1000).fi
 print(f"l1: {sparse.score(X_test, y_test):.1%} right with {sparse.coef_.nnz} of {model.coef_.size} coefficients")
 
 # %%
-# Words that speak for a subpackage, or against it: the six largest ones.
+# The words that tell most about each of the six largest subpackages.
 largest = model.classes_[np.argsort(-np.unique(y_train, return_counts=True)[1])[:6]]
 words = vectorizer.get_feature_names_out()
 CoefficientDisplay.from_estimator(model, feature_names=words, classes=largest)
