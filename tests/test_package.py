@@ -112,7 +112,7 @@ def test_sdist_holds_every_source_and_nothing_generated(tmp_path):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"building without isolation needs {package}")
     tree = tmp_path / "tree"
-    generated = (".*", "build", "dist", "*.egg-info", "__pycache__")
+    generated = (".*", "build", "dist", "*.egg-info", "__pycache__", "_build", "api", "gallery")  # the last by Sphinx
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*generated))
     built = {".so", ".pyd"}  # of an editable install
     sources = {str(p.relative_to(tree)) for p in tree.rglob("*") if p.is_file() and p.suffix not in built}

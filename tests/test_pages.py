@@ -20,8 +20,11 @@ def page_name(path):
 @pytest.mark.parametrize("path", [p for p in PAGES if BLOCK.search(p.read_text(encoding="utf-8"))], ids=page_name)
 def test_code_runs(path):
     """The blocks of a page run one after the other; those with prompts print what the page says."""
-    if "softreg.inspection" in (text := path.read_text(encoding="utf-8")):
+    text = path.read_text(encoding="utf-8")
+    if "softreg.inspection" in text:
         pytest.importorskip("matplotlib").use("agg")
+    if "sklearn.callback" in text:
+        pytest.importorskip("sklearn.callback")  # new in scikit-learn 1.9
     names, runner = {}, doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for language, code in BLOCK.findall(text):
         if language == "python":
