@@ -31,9 +31,9 @@ plt.show()
 # %%
 # With an l1 penalty the path tells in which order features come in.
 alphas, coefs, _, _ = softmax_path(
-    X_train / 16, y_train, alphas=np.geomspace(0.08, 0.002, 12), l1_ratio=1.0, max_iter=1000
+    X_train / 16, y_train, alphas=np.geomspace(0.1, 0.001, 13), l1_ratio=1.0, max_iter=1000
 )
-for alpha, coef in zip(alphas[::3], coefs[::3], strict=True):
+for alpha, coef in zip(alphas[::4], coefs[::4], strict=True):
     print(f"alpha={alpha:.3f}: {np.any(coef != 0, axis=0).sum():2d} of {coef.shape[1]} pixels are in use")
 
 fig, (left, right) = plt.subplots(ncols=2, figsize=(11, 4.2), layout="constrained")

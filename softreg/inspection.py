@@ -343,6 +343,8 @@ class PathDisplay:
         """Make the axis of alphas logarithmic, from strong to weak; an alpha of zero has a place, too."""
         if (alphas > 0).all():
             self.ax_.set_xscale("log")
+            if alphas.max() >= 100 * alphas.min():  # on an inverted axis matplotlib labels what is between, too
+                self.ax_.xaxis.set_minor_formatter("")
         elif (alphas > 0).any():
             self.ax_.set_xscale("symlog", linthresh=alphas[alphas > 0].min())
         self.ax_.xaxis.set_inverted(True)
