@@ -1,11 +1,19 @@
-"""Train on a file that is mapped, not read: as a stream of slices, and in epochs of minibatches. Small here."""
+"""
+Larger than memory
+==================
+
+Train on a file that is mapped, not read: as a stream of slices, and in epochs of minibatches. The file is small here.
+Needs matplotlib.
+"""
 
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from softreg import SoftmaxRegression
+from softreg.inspection import LossCurveDisplay
 
 n, d, K = 60_000, 50, 4
 rng = np.random.default_rng(0)
@@ -30,12 +38,15 @@ with tempfile.TemporaryDirectory() as folder:
     for start in range(0, last, 2000):
         rows = slice(start, start + 2000)
         stream.partial_fit(X[rows], y[rows], classes=range(K))
-        accuracy = stream.stream_history_["accuracy"][-1]  # of these rows, before they were learnt
-        print(f"\rrow {start + 2000:6} of {last}: {accuracy:.1%} right", end="")
-    print(f"\npartial_fit, one pass: {stream.score(X[held_out], y[held_out]):.1%} of the held-out rows right")
+    print(f"partial_fit, one pass: {stream.score(X[held_out], y[held_out]):.1%} of the held-out rows right")
 
     # Minibatches of shuffled rows, until rows that are held out say that it is enough.
     model = SoftmaxRegression(solver="sgd", early_stopping=True, n_iter_no_change=3, tol=1e-3, random_state=0)
     model.fit(X[:last], y[:last])
     print(f"solver='sgd', {model.n_iter_} epochs: {model.score(X[held_out], y[held_out]):.1%}")
-    del X, stream, model  # a mapped file cannot be deleted everywhere
+    del X  # Windows does not delete a file that is mapped
+
+# %%
+# Each slice of the stream was predicted before it was learnt.
+LossCurveDisplay.from_estimator(stream, metric="accuracy")
+plt.show()

@@ -1,18 +1,29 @@
-"""Watch a fit of rows in a file: lines, the score of every epoch, a stop on demand, and scikit-learn's progress bar."""
+"""
+Watch a fit
+===========
+
+Lines, the score of every epoch, a stop on demand, and scikit-learn's progress bar, while a fit reads its rows from a
+file. Needs matplotlib, and scikit-learn 1.9 for the callbacks.
+"""
 
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.callback import ProgressBar, ScoringMonitor
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, train_test_split
 
 from softreg import SoftmaxRegression
+from softreg.inspection import LossCurveDisplay
 
 X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X / 16, y, test_size=0.2, stratify=y, random_state=0)
 X_train, X_valid, y_train, y_valid = train_test_split(X_train, y_train, test_size=0.2, stratify=y_train, random_state=0)
+
+# %%
+# A callback of one's own, which ends the fit.
 
 
 class StopAt:
@@ -62,3 +73,8 @@ with tempfile.TemporaryDirectory() as folder:
     print(f"best: {search.best_params_}, {search.score(X_test, y_test):.1%} right")
 
     del X_file  # Windows does not delete a file that is mapped
+
+# %%
+# The loss of each iteration, which a fitted estimator keeps.
+LossCurveDisplay.from_estimator(search.best_estimator_)
+plt.show()

@@ -1,5 +1,11 @@
-"""Train softreg on the digits that ship with scikit-learn, next to LogisticRegression, in a few seconds."""
+"""
+Quickstart
+==========
 
+Train softreg on the digits that ship with scikit-learn, next to LogisticRegression, in a few seconds.
+"""
+
+import importlib.util
 import time
 import warnings
 
@@ -19,16 +25,22 @@ X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.3, stratify=y, random_state=0)
 C = 1 / (len(X_train) * alpha)  # the same objective in LogisticRegression's terms
 
+# %%
 # On raw pixels, as they come.
 model = SoftmaxRegression(alpha=alpha).fit(X_train, y_train)
+model
 
+# %%
 # In a pipeline, like any classifier.
 pipeline = make_pipeline(StandardScaler(), SoftmaxRegression(alpha=alpha)).fit(X_train, y_train)
 print(f"a pipeline with StandardScaler: {pipeline.score(X_test, y_test):.1%} of the test digits right\n")
 
+# %%
+# The same objective, by both libraries. It is the mean cross-entropy and alpha / 2 times the squared coefficients.
+
 
 def compare(name, model):
-    """Fit on raw pixels; the objective is the mean cross-entropy and alpha / 2 times the squared coefficients."""
+    """Fit on raw pixels, and print accuracy, objective and time."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         start = time.perf_counter()
@@ -45,5 +57,17 @@ compare("SoftmaxRegression, tol=1e-8", SoftmaxRegression(alpha=alpha, tol=1e-8))
 compare("LogisticRegression", LogisticRegression(C=C))
 compare("LogisticRegression, max_iter=10000", LogisticRegression(C=C, max_iter=10_000))
 
+# %%
+# What the fit knows of itself.
 print(f"\nThe first fit ended on its {model.stopped_on_!r}, after {model.n_iter_} iterations.")
 print(f"What is proven: at most {model.optimality_gap_:.1e} of the null model's loss is left to gain.")
+
+# %%
+# The coefficients as images, a panel for each digit. This needs matplotlib: ``pip install "softreg[plot]"``.
+if importlib.util.find_spec("matplotlib"):
+    import matplotlib.pyplot as plt
+
+    from softreg.inspection import CoefficientDisplay
+
+    CoefficientDisplay.from_estimator(model, image_shape=(8, 8))
+    plt.show()

@@ -1,6 +1,10 @@
-"""Stream a file of texts, categories and numbers into partial_fit: one pass, a chunk of rows in memory at a time.
+"""
+Stream a table from disk
+========================
 
-Needs pandas. Reads Parquet where pyarrow is installed, else CSV. `pip install "softreg[progress]"` adds a progress bar.
+Stream a file of texts, categories and numbers into partial_fit: one pass, a chunk of rows in memory at a time. Needs
+pandas and matplotlib. Reads Parquet where pyarrow is installed, else CSV. ``pip install "softreg[progress]"`` adds a
+progress bar.
 """
 
 import importlib.util
@@ -8,6 +12,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -16,6 +21,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import OneHotEncoder
 
 from softreg import SoftmaxRegression
+from softreg.inspection import LossCurveDisplay
 
 CHUNKS, ROWS = 40, 1000  # the last ten chunks are for the test
 QUEUES = ["billing", "delivery", "login", "returns", "sales"]
@@ -84,6 +90,7 @@ def progress(total):
         yield lambda text: bar.update(task, advance=1, description=text)
 
 
+# %%
 # No step needs to see the data first: words are hashed, categories are listed, and softreg takes numbers unscaled.
 features = make_column_transformer(
     (HashingVectorizer(n_features=2**18), "text"),
@@ -113,6 +120,11 @@ accuracy, loss = (np.average(history[name], weights=rows) for name in ("accuracy
 print(f"while it learnt: accuracy {accuracy:.1%}, log loss {loss:.3f}; of the last chunk "
       f"{history['accuracy'][-1]:.1%}, {history['loss'][-1]:.3f}")
 
+LossCurveDisplay.from_estimator(stream, metric="accuracy")
+plt.show()
+
+# %%
+# The same rows, all in memory.
 (X, y), (X_test, y_test) = (
     (sparse.vstack([X for X, _ in part], format="csr"), pd.concat([y for _, y in part])) for part in (kept, held_out)
 )

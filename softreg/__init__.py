@@ -6,11 +6,12 @@ The public names stand here. Modules with an underscore are private. From top to
 with their NumPy twins in `_reference`). ARCHITECTURE.md, in the sources, has the picture.
 """
 
-from softreg import functional, metrics
+from softreg import functional, inspection, metrics
 from softreg._cv import SoftmaxRegressionCV
 from softreg._estimator import SoftmaxRegression
 from softreg._path import softmax_path
 from softreg._show_versions import show_versions
 
 __version__ = "0.1.0"
-__all__ = ["SoftmaxRegression", "SoftmaxRegressionCV", "functional", "metrics", "show_versions", "softmax_path"]
+__all__ = ["SoftmaxRegression", "SoftmaxRegressionCV", "functional", "inspection", "metrics"]
+__all__ += ["show_versions", "softmax_path"]

@@ -98,9 +98,9 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
 
     References
     ----------
-    Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
-    Friedman, Hastie and Tibshirani (2010), Regularization paths for generalized linear models via coordinate descent,
-    J. Stat. Softw. 33.
+    - Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
+    - Friedman, Hastie and Tibshirani (2010), Regularization paths for generalized linear models via coordinate descent,
+      J. Stat. Softw. 33.
 
     Examples
     --------

@@ -158,29 +158,30 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     ----------
     Newton's method and dual ascent:
 
-    Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
-    Steihaug (1983), The conjugate gradient method and trust regions, SIAM J. Numer. Anal. 20.
-    Eisenstat and Walker (1996), Choosing the forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17.
-    Shalev-Shwartz and Zhang (2013), Stochastic dual coordinate ascent methods for regularized loss, JMLR 14.
+    - Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
+    - Steihaug (1983), The conjugate gradient method and trust regions, SIAM J. Numer. Anal. 20.
+    - Eisenstat and Walker (1996), Choosing the forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17.
+    - Shalev-Shwartz and Zhang (2013), Stochastic dual coordinate ascent methods for regularized loss, JMLR 14.
 
-    l1 by proximal gradients:
+    Proximal Newton steps with l1:
 
-    Beck and Teboulle (2009), A fast iterative shrinkage-thresholding algorithm, SIAM J. Imaging Sci. 2.
+    - Yuan, Ho and Lin (2012), An improved GLMNET for L1-regularized logistic regression, JMLR 13.
+    - Lee, Sun and Saunders (2014), Proximal Newton-type methods for minimizing composite functions, SIAM J. Optim. 24.
 
     Streams and SGD of dense rows:
 
-    Martens and Grosse (2015), Optimizing neural networks with Kronecker-factored approximate curvature, ICML.
-    Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30.
-    Shamir and Zhang (2013), Stochastic gradient descent for non-smooth optimization: convergence results and optimal
-    averaging schemes, ICML.
-    Ross, Mineiro and Langford (2013), Normalized online learning, UAI.
+    - Martens and Grosse (2015), Optimizing neural networks with Kronecker-factored approximate curvature, ICML.
+    - Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30.
+    - Shamir and Zhang (2013), Stochastic gradient descent for non-smooth optimization: convergence results and optimal
+      averaging schemes, ICML.
+    - Ross, Mineiro and Langford (2013), Normalized online learning, UAI.
 
     Streams and SGD of sparse rows:
 
-    McMahan (2011), Follow-the-regularized-leader and mirror descent: equivalence theorems and L1 regularization,
-    AISTATS.
-    Duchi, Hazan and Singer (2011), Adaptive subgradient methods for online learning and stochastic optimization,
-    JMLR 12.
+    - McMahan (2011), Follow-the-regularized-leader and mirror descent: equivalence theorems and L1 regularization,
+      AISTATS.
+    - Duchi, Hazan and Singer (2011), Adaptive subgradient methods for online learning and stochastic optimization,
+      JMLR 12.
 
     Examples
     --------

@@ -39,6 +39,10 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
     n_jobs: int | None
     label_smoothing: float
 
+    # the page of a class in the documentation, to which the HTML representation links
+    _doc_link_module = "softreg"
+    _doc_link_template = "https://softreg.readthedocs.io/en/latest/api/{estimator_module}.{estimator_name}.html"
+
     def decision_function(self, X: MatrixLike) -> Floats:
         """Return the logits of the rows of X.
 

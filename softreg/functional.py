@@ -8,11 +8,11 @@ dtype, NaN, infinity) raises a ValueError that names it.
 
 References
 ----------
-J. S. Bridle (1990), Probabilistic interpretation of feedforward classification network outputs, NATO ASI F68.
-D. Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
-C. Szegedy et al. (2016), Rethinking the Inception architecture for computer vision, CVPR.
-P. Blanchard et al. (2021), Accurately computing the log-sum-exp and softmax functions, IMA J. Num. Anal. 41.
-B. Fornberg (1988), Generation of finite difference formulas on arbitrarily spaced grids, Math. Comp. 51.
+- J. S. Bridle (1990), Probabilistic interpretation of feedforward classification network outputs, NATO ASI F68.
+- D. Böhning (1992), Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44.
+- C. Szegedy et al. (2016), Rethinking the Inception architecture for computer vision, CVPR.
+- P. Blanchard et al. (2021), Accurately computing the log-sum-exp and softmax functions, IMA J. Num. Anal. 41.
+- B. Fornberg (1988), Generation of finite difference formulas on arbitrarily spaced grids, Math. Comp. 51.
 """
 
 from collections.abc import Callable

@@ -2,16 +2,20 @@
 
 import doctest
 import importlib
+import importlib.metadata
 import inspect
 
 import pytest
 from sklearn.base import BaseEstimator
 
 import softreg
-from softreg import functional, metrics
+from softreg import functional, inspection, metrics
 
 ESTIMATORS = (softreg.SoftmaxRegression, softreg.SoftmaxRegressionCV)
-MODULES = ("_cv", "_estimator", "_path", "_prediction", "_show_versions", "functional", "metrics")
+DISPLAYS = [getattr(inspection, name) for name in inspection.__all__]
+CLASSES = {f"softreg.{cls.__name__}": cls for cls in ESTIMATORS}
+CLASSES |= {f"softreg.inspection.{cls.__name__}": cls for cls in DISPLAYS}
+MODULES = ("_cv", "_estimator", "_path", "_prediction", "_show_versions", "functional", "inspection", "metrics")
 
 # numpydoc's checks that do not apply: layout (GL01 to GL03), an extended summary (ES01) and "See Also" (SA01, SA04)
 # are not needed; RT02 does not know results that are named.
@@ -23,10 +27,10 @@ def public_functions():
     found = {f"softreg.{name}": getattr(softreg, name) for name in ("softmax_path", "show_versions")}
     found |= {f"softreg.functional.{name}": getattr(functional, name) for name in functional.__all__}
     found["softreg.metrics.cross_entropy_loss"] = metrics.cross_entropy_loss
-    for cls in ESTIMATORS:
-        for name, method in inspect.getmembers(cls, inspect.isfunction):
+    for full_name, cls in CLASSES.items():
+        for name, method in inspect.getmembers(cls, inspect.isroutine):
             if not name.startswith("_") and inspect.unwrap(method).__module__.startswith("softreg."):
-                found[f"softreg.{cls.__name__}.{name}"] = method
+                found[f"{full_name}.{name}"] = method
     return found
 
 
@@ -41,12 +45,14 @@ def test_methods_are_found():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module):
+    if module == "inspection":
+        pytest.importorskip("matplotlib").use("agg")
     result = doctest.testmod(importlib.import_module(f"softreg.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, *(f"softreg.{cls.__name__}" for cls in ESTIMATORS)])
+@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
 def test_sections_are_complete(name):
     validate = pytest.importorskip("numpydoc.validate").validate
     problems = {code: text for code, text in validate(name)["errors"] if code not in NOT_ASKED}
@@ -55,10 +61,18 @@ def test_sections_are_complete(name):
     assert problems == {}
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, *(f"softreg.{cls.__name__}.__init__" for cls in ESTIMATORS)])
+@pytest.mark.parametrize("name", [*FUNCTIONS, *(f"{name}.__init__" for name in CLASSES)])
 def test_signatures_are_annotated(name):
-    function = FUNCTIONS.get(name) or getattr(softreg, name.split(".")[1]).__init__
+    function = FUNCTIONS.get(name) or CLASSES[name.rpartition(".")[0]].__init__
     signature = inspect.signature(function)
     bare = [p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name != "self"]
     assert bare == []
     assert signature.return_annotation is not signature.empty
+
+
+@pytest.mark.parametrize("cls", ESTIMATORS)
+def test_html_links_to_the_page_of_the_class(cls):
+    site = dict(url.split(", ") for url in importlib.metadata.metadata("softreg").get_all("Project-URL"))
+    page = f"{site['Documentation']}api/softreg.{cls.__name__}.html"
+    assert cls()._get_doc_link() == page
+    assert f'href="{page}"' in cls()._repr_html_()
