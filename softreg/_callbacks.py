@@ -2,11 +2,50 @@
 
 import time
 from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
+import sklearn
 from sklearn.model_selection import train_test_split
 
 from softreg._objective import squared_norm
+
+try:
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ModuleNotFoundError:  # scikit-learn before 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Stand-in for scikit-learn's class, which says what callbacks need."""
+
+        def set_callbacks(self, *callbacks: Any) -> Self:
+            """Raise an ImportError, as callbacks need scikit-learn 1.9.
+
+            Parameters
+            ----------
+            *callbacks : callback instances
+                They are not looked at.
+
+            Returns
+            -------
+            self : estimator
+                Never.
+
+            Raises
+            ------
+            ImportError
+                Always.
+            """
+            raise ImportError(
+                f"set_callbacks needs scikit-learn 1.9 or newer, and {sklearn.__version__} is installed; upgrade it, "
+                "or take verbose=1, which prints the progress of a fit with any version"
+            )
+
+    def with_callbacks(method):
+        """Return the method as it is: there are no callbacks to tear down."""
+        return method
+
+
+__all__ = ["CallbackSupportMixin", "Callbacks", "Monitor", "hold_out", "with_callbacks"]
 
 
 class Callbacks:

@@ -29,7 +29,8 @@ from softreg._product_leaves cimport TILE_ROWS, CSRRows, add_column_sums, add_do
 from softreg._product_leaves cimport add_penalty, add_product, add_row_sums, add_vector, csr_accumulate, csr_forward
 from softreg._product_leaves cimport csr_rows, gemm
 from softreg._simd cimport OPENMP, floating, index_t, matrix_pointer, round_up
-from softreg._simd cimport sr_max_threads, sr_seconds, sr_simd_level, sr_thread_seconds, sr_void, vdouble
+from softreg._simd cimport sr_load_shared, sr_max_threads, sr_seconds, sr_simd_level, sr_store_shared
+from softreg._simd cimport sr_thread_seconds, sr_void, vdouble
 from softreg._simd cimport vector_pointer, vfloat
 from softreg._softmax_leaves cimport BLOCK, add_target_logits, apply_jacobian, block_exp, block_log, block_log_softmax
 from softreg._softmax_leaves cimport block_losses, block_max, block_scale, block_sum, check_targets, load_rows
@@ -49,6 +50,7 @@ cdef enum:
 # --- threads ----------------------------------------------------------------------------------------------------------
 # Every parallel region asks `_team` how many threads it gets, at most as many as its caller asked for.
 
+# These belong to the process. Two are set where no other thread runs; all threads of Python share the time.
 cdef bint is_forked_child = False       # OpenMP would wait for ever for the threads of the parent process
 cdef double single_thread_until = 0     # a time: until then threads cost more than they save, see `_end_region`
 cdef bint threads_everywhere = False    # threads for little work, and on a busy machine, too: for tests of bits
@@ -86,7 +88,7 @@ cdef Team _team(int wanted, double work, Py_ssize_t parts) noexcept nogil:
     team.size = 1
     if most >= 2 and not is_forked_child:
         team.started = sr_seconds()
-        if threads_everywhere or team.started >= single_thread_until:
+        if threads_everywhere or team.started >= sr_load_shared(&single_thread_until):
             team.size = <int>most
     return team
 
@@ -106,7 +108,6 @@ cdef void _end_region(Team* team, Py_ssize_t parts) noexcept nogil:
 
     A thread whose core is taken by another process keeps all others waiting, for milliseconds.
     """
-    global single_thread_until
     cdef double now, lost
     cdef Py_ssize_t part
     if team.size > 1:
@@ -115,7 +116,7 @@ cdef void _end_region(Team* team, Py_ssize_t parts) noexcept nogil:
         for part in range(parts):
             lost -= team.seconds[part]
         if lost > 0:
-            single_thread_until = now + 10 * lost
+            sr_store_shared(&single_thread_until, now + 10 * lost)
 
 
 # --- a block of logits ----------------------------------------------------------------------------------------------

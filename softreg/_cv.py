@@ -284,8 +284,9 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
         >>> SoftmaxRegressionCV(alphas=[1e-3], cv=3).fit(X, y).score(X, y)
         1.0
         """
-        _raise_for_params(params, self, "score", allow=["sample_weight"])
-        routed = self._routed("score", params.pop("sample_weight", None), params)
+        sample_weight = params.pop("sample_weight", None)
+        _raise_for_params(params, self, "score")
+        routed = self._routed("score", sample_weight, params)
         return self._scorer()(self, X, y, **routed.scorer.score)
 
     def get_metadata_routing(self) -> Any:
@@ -311,8 +312,9 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
     def _scorer(self, classes=None, soft=False):
         """Return the scorer.
 
-        Rows of a fold may lack some of the `classes`: a scorer whose metric takes `labels` gets them all. Soft
-        targets need a callable `scoring`; any other raises a ValueError.
+        Rows of a fold may lack some of the `classes`: a scorer whose metric takes `labels` gets them all, and one whose
+        metric takes `pos_label` the second of two. Soft targets need a callable `scoring`; any other raises a
+        ValueError.
         """
         if soft and not callable(self.scoring):
             raise ValueError(
@@ -321,12 +323,15 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier, BaseEstimator):
             )
         scorer = get_scorer(self.scoring or "accuracy")
         metric = getattr(scorer, "_score_func", None)
-        takes = inspect.signature(metric).parameters if metric else {}
-        if classes is not None and "labels" in takes:
-            scorer, known = copy(scorer), {"labels": classes}
-            if len(classes) == 2 and "pos_label" in takes and scorer._kwargs.get("average", "binary") == "binary":
-                known["pos_label"] = classes[1]
-            scorer._kwargs = known | scorer._kwargs
+        if classes is None or metric is None:
+            return scorer
+        takes, known = inspect.signature(metric).parameters, {}
+        if "labels" in takes:
+            known["labels"] = classes
+        if "pos_label" in takes and len(classes) == 2 and scorer._kwargs.get("average", "binary") == "binary":
+            known["pos_label"] = classes[1]
+        scorer = copy(scorer)
+        scorer._kwargs = known | scorer._kwargs
         return scorer
 
     def __sklearn_tags__(self):

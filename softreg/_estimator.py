@@ -8,12 +8,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, _fit_context
-from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from softreg._callbacks import Callbacks, Monitor, hold_out, storage_line
+from softreg._callbacks import Callbacks, CallbackSupportMixin, Monitor, hold_out, storage_line, with_callbacks
 from softreg._coefficients import check_start, fitted_coefficients, penalties, solver_weights
 from softreg._objective import Objective
 from softreg._prediction import LinearSoftmaxClassifier

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
+from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._base import SparseCoefMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.extmath import safe_sparse_dot
@@ -29,13 +30,15 @@ from softreg._validation import are_distributions
 class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
     """Prediction methods of fitted linear softmax classifiers.
 
-    They read the attributes `coef_`, `intercept_` and `classes_` and the parameters `n_jobs` and `label_smoothing`.
+    They read the attributes `coef_`, `intercept_` and `classes_` and the parameters `fit_intercept`, `n_jobs` and
+    `label_smoothing`.
     """
 
     # fitted attributes, which estimators set and users may replace
     coef_: Any
     intercept_: Any
     classes_: Any
+    fit_intercept: bool
     n_jobs: int | None
     label_smoothing: float
 
@@ -257,6 +260,38 @@ class LinearSoftmaxClassifier(SparseCoefMixin, ClassifierMixin):
         with single_threaded_blas():
             _core.input_gradient(G, coef, out, n_threads)
         return out
+
+    def to_sklearn(self) -> LogisticRegression:
+        """Return a fitted LogisticRegression of scikit-learn that predicts the same.
+
+        It is for programs that know scikit-learn and not softreg. Its arrays are copies. Of the parameters only
+        `fit_intercept` is taken over: the result predicts, and does not say how it was fitted.
+
+        Returns
+        -------
+        model : LogisticRegression
+            With `coef_`, `intercept_`, `classes_` and `n_features_in_`, and `feature_names_in_` if there are any.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.to_sklearn().predict([[0.0], [3.0]]).tolist()
+        ['a', 'b']
+        """
+        check_is_fitted(self)
+        coef, intercept = self._weights()
+        model = LogisticRegression(fit_intercept=self.fit_intercept)
+        model.coef_, model.intercept_, model.classes_ = coef.copy(), intercept.copy(), np.array(self.classes_)
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self, name):
+                setattr(model, name, getattr(self, name))
+        return model
 
     def _check_predict(self, X):
         """Return X as the kernels take it; NaN and infinity are found later, in the logits."""

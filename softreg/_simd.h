@@ -271,6 +271,19 @@ static inline double sr_clock(clockid_t clock) {
 #define sr_thread_seconds() 0.0
 #endif
 
+/* --- a number that several threads read and write at any time: it is never seen half written ------------------------- */
+#if defined(__GNUC__)
+SR_INLINE double sr_load_shared(const double* x) {
+    double value;
+    __atomic_load(x, &value, __ATOMIC_RELAXED);
+    return value;
+}
+SR_INLINE void sr_store_shared(double* x, double value) { __atomic_store(x, &value, __ATOMIC_RELAXED); }
+#else
+#define sr_load_shared(x) (*(const volatile double*)(x))
+#define sr_store_shared(x, value) ((void)(*(volatile double*)(x) = (value)))
+#endif
+
 /* --- OpenMP, where there is one -------------------------------------------------------------------------------------- */
 #ifdef _OPENMP
 #include <omp.h>

@@ -26,6 +26,8 @@ cdef extern from "_simd.h" nogil:
     int sr_max_threads()
     double sr_seconds()
     double sr_thread_seconds()
+    double sr_load_shared(const double*)
+    void sr_store_shared(double*, double)
 
 
 ctypedef fused floating:

@@ -85,7 +85,7 @@ def check_row_weights(sample_weight, class_weight, X, codes, classes):
     if class_weight is not None:
         if codes is None:
             raise ValueError("class_weight needs labels in y; weight target probabilities by sample_weight")
-        if class_weight == "balanced" and weight is not None:
+        if class_weight == "balanced":
             total = np.bincount(codes, weights=weight, minlength=len(classes))
             if not total.all() and total.any():
                 without = classes[total == 0].tolist()
@@ -93,7 +93,10 @@ def check_row_weights(sample_weight, class_weight, X, codes, classes):
                     f"sample_weight is zero in every row of class {', '.join(map(repr, without))}: "
                     "class_weight='balanced' has nothing to balance there; leave these rows out"
                 )
-        of_class = compute_class_weight(class_weight, classes=classes, y=classes[codes], sample_weight=weight)
+            with np.errstate(invalid="ignore"):  # no weight at all is found below
+                of_class = total.sum() / (len(classes) * total)
+        else:
+            of_class = compute_class_weight(class_weight, classes=classes, y=classes[codes])
         some = of_class[codes].any() or not len(codes)
         if not (np.isfinite(of_class).all() and (of_class >= 0).all() and some):
             raise ValueError(f"class_weight must be finite, not negative and not all zero; got {class_weight}")

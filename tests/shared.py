@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import sklearn
+from packaging.version import Version
 from scipy import sparse
 from scipy.special import entr
 
+BEFORE_1_8 = Version(sklearn.__version__) < Version("1.8")  # of scikit-learn
 forms = pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
 both_classes = pytest.mark.parametrize("classes", [2, 3])
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from shared import both_classes, unfinished
 from sklearn.base import clone
-from sklearn.callback import ProgressBar, ScoringMonitor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -17,6 +16,11 @@ from sklearn.preprocessing import StandardScaler
 
 from softreg import SoftmaxRegression
 from softreg._callbacks import duration
+
+ProgressBar, ScoringMonitor = (
+    getattr(pytest.importorskip("sklearn.callback", reason="callbacks need scikit-learn 1.9"), name)
+    for name in ("ProgressBar", "ScoringMonitor")
+)
 
 # All solvers; max_iter so that none has converged before the third record.
 SOLVERS = {

@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Barrier, Event
 from time import sleep
 
 import numpy as np
@@ -84,6 +87,59 @@ def test_fits_in_many_threads_leave_blas_as_it_was(two_blas_threads):
         else:
             assert np.array_equal(done.result(), want[i % 3])
     assert blas_threads() == two_blas_threads
+
+
+# --- fits, predictions and streams at once --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
+def test_threads_that_fit_predict_and_stream_at_once(form, threads_everywhere):
+    """All begin at the same time, and each gets the bits that it gets alone. Predictions share one model."""
+    X, y = data(form)
+    shared = SoftmaxRegression(n_jobs=2).fit(X, y)
+
+    def fit():
+        return SoftmaxRegression(n_jobs=2).fit(X, y).coef_
+
+    def fit_l1():
+        return SoftmaxRegression(alpha=1e-2, l1_ratio=0.5).fit(X, y).coef_
+
+    def predict():
+        return np.vstack([shared.predict_proba(X) for _ in range(20)])
+
+    def stream():
+        model = SoftmaxRegression(random_state=0, n_jobs=2)
+        for start in range(0, N, 50):
+            model.partial_fit(X[start : start + 50], y[start : start + 50], classes=K)
+        return model.predict_proba(X)
+
+    def gradient():
+        return F.linear_cross_entropy_grad(X, y, shared.coef_)[1]
+
+    calls = [fit, fit_l1, predict, stream, gradient]
+    want, together = [call() for call in calls], Barrier(len(calls))
+
+    def repeat(call):
+        together.wait()
+        return [call() for _ in range(3)]
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for got, expected in zip(pool.map(repeat, calls), want, strict=True):
+            assert all(np.array_equal(once, expected) for once in got)
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has the GIL")
+def test_the_gil_stays_off():
+    """An extension that does not say it can do without the GIL turns it on for the whole process."""
+    code = """
+import sys, sklearn.linear_model
+print(sys._is_gil_enabled())
+import softreg
+print(sys._is_gil_enabled())
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    before, after = done.stdout.split()
+    assert before == after
 
 
 # --- children made by fork ------------------------------------------------------------------------------------------
