@@ -225,6 +225,7 @@ class Linearization:
 
     def __init__(self, objective, W, value, gradient, P):
         self.objective, self.W, self.value, self.gradient, self._P = objective, W, value, gradient, P
+        self._entropy = None
 
     def hessian_product(self, V):
         """Return the Hessian of F at W, times V: an array like W."""
@@ -253,7 +254,12 @@ class Linearization:
         return D
 
     def entropy(self):
-        """Return the mean entropy of the probabilities, (1/S) sum_i s_i H(p_i)."""
+        """Return the mean entropy of the probabilities, (1/S) sum_i s_i H(p_i); computed once."""
+        if self._entropy is None:
+            self._entropy = self._mean_entropy()
+        return self._entropy
+
+    def _mean_entropy(self):
         objective, total = self.objective, 0.0
         weight = objective.sample_weight
         for block in objective.design.row_blocks(max(ENTROPY_NUMBERS // self._P.shape[1], 1)):
