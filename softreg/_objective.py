@@ -304,7 +304,7 @@ class Linearization:
 
     def __init__(self, objective, W, value, gradient, P=None, row_damping=None):
         self.objective, self.W, self.value, self.gradient = objective, W, value, gradient
-        self._P, self._row_damping = P, row_damping
+        self._P, self._row_damping, self._entropy = P, row_damping, None
 
     def probabilities(self, positions):
         """Return the probabilities of the rows at `positions`, (m, K); for a slice maybe a view, not to be changed."""
@@ -373,7 +373,12 @@ class Linearization:
         return D
 
     def entropy(self):
-        """Return the mean entropy of the probabilities, (1/S) sum_i s_i H(p_i)."""
+        """Return the mean entropy of the probabilities, (1/S) sum_i s_i H(p_i); computed once."""
+        if self._entropy is None:
+            self._entropy = self._mean_entropy()
+        return self._entropy
+
+    def _mean_entropy(self):
         weight, total = self.objective.sample_weight, 0.0
         for block, P in self._blocks():
             entropies = np.einsum("ij,ij->i", P, np.log(np.maximum(P, np.finfo(P.dtype).tiny)))

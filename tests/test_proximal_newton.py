@@ -214,7 +214,8 @@ def test_hessian_is_the_derivative_of_the_gradient(kind):
 @pytest.mark.parametrize("kind", ["plain", "weighted", "binary", "many classes"])
 def test_damping_of_one_bounds_the_curvature(kind):
     model, _ = model_at(problem(**KINDS[kind]), HessianModel)
-    assert np.linalg.eigvalsh(model.B - model.H)[0] >= -1e-12 * np.abs(model.B).max()  # rounding of eigenvalues
+    B = model.B.matrix
+    assert np.linalg.eigvalsh(B - model.H)[0] >= -1e-12 * np.abs(B).max()  # rounding of eigenvalues
 
 
 @pytest.mark.parametrize("kind", ["sparse", "sparse elastic net", "sparse binary", "sparse no intercept"])
@@ -244,6 +245,39 @@ def test_the_decrease_is_that_of_the_objective_for_short_steps(kind):
     np.testing.assert_allclose(near.loss - solver._Point(c, V).loss, decrease, rtol=0.1)
 
 
+@pytest.mark.parametrize("kind", ["plain", "weighted", "binary", "no intercept", "soft", "sparse", "offset"])
+def test_the_dual_point_of_a_short_step_has_the_gradient_of_the_model(kind):
+    model, at = model_at(problem(**KINDS[kind]), HessianModel)
+    c = at.coordinates
+    step = 1e-3 * np.random.default_rng(4).normal(size=at.V.shape) / np.sqrt(c.curvature)
+    G = c.dual_point(at.V, step)[1]
+    expected = c.gradient(c.dual_point(at.V)[1]) + (model.H @ step.ravel()).reshape(step.shape)
+    bound = 1e-9 if kind == "offset" else 1e-13  # rounding of sums; an offset of 1e6 takes six digits
+    np.testing.assert_allclose(c.gradient(G), expected, atol=bound)
+
+
+@pytest.mark.parametrize("kind", ["plain", "elastic net", "binary", "many classes", "sparse"])
+def test_a_model_proves_more_than_the_points_at_both_ends_of_its_step(kind):
+    objective = problem(**KINDS[kind])
+    run = solver._ProximalNewton(objective, objective.zeros(), Options(100, 1e-4, np.random.RandomState(0)))
+    while run.decrease > 1e-3:
+        at = run.at
+        run.step()
+    best = loss(objective, solve(objective, tol=1e-10).W)
+    run.at = at
+    step = _model_step(run, at)
+    run.prove(step)
+    new = solver._Point(run.coordinates, at.V + step)
+    assert max(at.lower_bound, new.lower_bound) < run.lower_bound <= best + 1e-10  # the best is known to 1e-10 of F
+
+
+def _model_step(run, at):
+    """The step of the model over all rows at a point, without damping."""
+    every = tuple(np.ascontiguousarray(part) for part in np.nonzero(np.ones_like(at.V)))
+    V, _ = HessianModel(run.coordinates, at.linearization, every).minimize(at.V, at.gradient, 0.0, 1e-6, 0.0)
+    return V - at.V
+
+
 def test_line_minimum_is_the_least_on_a_grid():
     rng = np.random.default_rng(5)
     for _ in range(50):
@@ -251,7 +285,7 @@ def test_line_minimum_is_the_least_on_a_grid():
         slope, curvature, rise = -rng.random() * 3, rng.random() * 3, rng.random(6)
         grid = np.linspace(0, 1, 2001)
         value = slope * grid + 0.5 * curvature * grid**2 + np.maximum(grid[:, None] - kinks, 0) @ rise
-        t, least = quadratic_models._line_minimum(slope, curvature, kinks, rise)
+        t, least = quadratic_models.line_minimum(slope, curvature, kinks, rise)
         assert 0 < t <= 1
         assert least <= value.min() + 1e-12  # rounding
         assert least >= value.min() - 5e-3 * 10  # the grid's distance times the steepest slope

@@ -45,6 +45,10 @@ class CentredCoordinates:
         """Return the part of an array with a row for each class that V has."""
         return A[1:] if self.is_binary else A
 
+    def _of_classes(self, V):
+        """Return V with a row for each class."""
+        return np.vstack([-V, V]) if self.is_binary else V
+
     def _moments(self):
         """Return the means of the features, or zeros, and their mean squares around these."""
         objective, design, d = self.objective, self.objective.design, self.n_features
@@ -85,21 +89,27 @@ class CentredCoordinates:
             g[:, : self.n_features] -= g[:, self.n_features :] * self.mean
         return g
 
-    def dual_point(self, V):
+    def dual_point(self, V, step=None):
         """Return what `_duality.dual_point` does, at the probabilities that V has in float64.
 
-        Any distributions make a bound: these are as near to the optimum as V is, whatever W is rounded to.
+        Any distributions make a bound: these are as near to the optimum as V is, whatever W is rounded to. With a step
+        (L, p), they are the probabilities of V and their first-order change along it, zero where that is negative. G
+        is then the gradient of the quadratic model at V + step. A step that minimises the model meets the optimality
+        conditions there, so the bound is as sharp as the model.
         """
         objective, d = self.objective, self.n_features
         design = objective.design
         entropy, G = 0.0, np.zeros(objective.shape, order=design.order)
-        full = np.vstack([-V, V]) if self.is_binary else V
+        full = self._of_classes(V)
         b = full[:, d:].sum(axis=1)
         for block in design.row_blocks(max(64, BLOCK_NUMBERS // d) if design.can_center else 2**16):
             X = design.copy_rows(block).astype(np.float64)
             if design.can_center:
                 X -= self.mean
             P = softmax(X @ full[:, :d].T + b, axis=1)
+            if step is not None:
+                D = self._of_classes(step)
+                _move_along(P, X @ D[:, :d].T + D[:, d:].sum(axis=1))
             entropy += self.shares[block] @ entr(P).sum(axis=1)
             P -= objective.distributions(block)
             P *= self.shares[block, None]
@@ -147,6 +157,14 @@ class CentredCoordinates:
         is_column = features < self.n_features
         product = self.columns[:, features[is_column]] @ weights[is_column]
         return product + weights[~is_column].sum()
+
+
+def _move_along(P, Z):
+    """Add to P (m, K) INOUT its first-order change where the logits change by Z (m, K), or as much as keeps P >= 0."""
+    Z -= np.einsum("ik,ik->i", P, Z)[:, None]
+    Z += 1
+    P *= np.maximum(Z, 0, out=Z)
+    P /= P.sum(axis=1, keepdims=True)
 
 
 def _normalized(P):

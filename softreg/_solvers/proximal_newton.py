@@ -19,9 +19,11 @@ NOTHING = 1e-6  # share of tol that is not worth an iteration, where it does not
 FIRST_SAMPLE, ROWS_EACH = 8, 4  # the first Hessians take one row in 8, and at least 4 for each coefficient
 SMALL_WORK = 1e8  # n m^2 up to which a Hessian over m coefficients takes all rows
 SLOW = 0.5  # the sample doubles where a step promises more than this share of what the last one did
-LATE = 30  # where a step promises less than this multiple of tol, Hessians take all rows
+LATE = 10  # where a step promises less than this multiple of tol, Hessians take all rows
+WARM = 300  # at a start within this multiple of tol, too
+HOPEFUL, HOPELESS = 3.0, 30.0  # a model is asked for a proof below this multiple of tol, and below this violation
 TRIALS = 6  # of damping before a step is given up
-FIRST_DAMPING, LEAST_DAMPING = 0.01, 1e-9  # below the least a model is not damped
+FIRST_DAMPING, LEAST_DAMPING = 0.01, 1e-4  # below the least a model is not damped
 MORE, LESS, MUCH_LESS = 4.0, 3.0, 5.0  # factors of the damping after steps that went badly, well and as predicted
 ROOM = 500  # coefficients that a working set may take beyond those that are not zero; or as many as these
 NEAR = 0.5  # share of l1 from which a zero coefficient may join a working set
@@ -68,6 +70,7 @@ class _ProximalNewton:
     damping : of the next model
     decrease, noise : what the last model promised, and how well losses are known
     n_sampled : rows of the next Hessian, at least
+    lower_bound : the best that models have proven
     gained : by what the last step decreased the objective
     idle : iterations in a row that could gain next to nothing, and brought the gap no nearer
     """
@@ -81,8 +84,10 @@ class _ProximalNewton:
         if not W.any():
             V[:, objective.n_features :] = self.coordinates.null_intercepts
         self.damping, self.last_damping, self.decrease, self.idle = 0.0, FIRST_DAMPING, np.inf, 0
-        self.n_sampled = objective.n_rows // FIRST_SAMPLE
+        self.lower_bound = -np.inf
         self.at = self.evaluate(V)
+        is_near = self.at.gap <= WARM * self.target
+        self.n_sampled = objective.n_rows // (1 if is_near else FIRST_SAMPLE)
         self.result.W = self.at.W
 
     @property
@@ -118,10 +123,19 @@ class _ProximalNewton:
             new = self.evaluate(at.V + np.clip(t, 0.05, 0.5) * (V - at.V))
             if at.loss - new.loss > 0.05 * decrease:
                 break
+        if model.is_exact and 0 <= decrease <= HOPEFUL * self.target and at.violation <= HOPELESS:
+            self.prove(V - at.V)
         self.adapt_sample(decrease)
         self.decrease, self.noise, self.gained = decrease, noise, at.loss - new.loss
         if ratio > 0.05 or new.loss < at.loss:
             self.at, self.result.W = new, new.W
+
+    def prove(self, step):
+        """Bound the minimum by the dual point that the model at `self.at` has at its own minimum, a step away."""
+        at = self.at
+        entropy, G = self.coordinates.dual_point(at.V, step)
+        bound = bound_of_distributions(self.objective, entropy, G, at.loss, np.float64)
+        self.lower_bound = max(self.lower_bound, bound)
 
     def adapt_damping(self, ratio):
         """Set the damping by how much of its promise the last model kept."""
@@ -143,7 +157,7 @@ class _ProximalNewton:
         """Record the iteration, and bound the gap."""
         result, before = self.result, self.result.gap
         result.record(self.at.loss)
-        result.bound(self.at.lower_bound)
+        result.bound(max(self.at.lower_bound, self.lower_bound))
         nothing = max(self.noise, NOTHING * self.target)
         hopeless = self.decrease <= nothing or self.damping == 1  # such a model lies above the objective
         is_idle = hopeless and self.gained <= nothing and result.gap > 0.7 * before

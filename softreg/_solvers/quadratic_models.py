@@ -10,6 +10,8 @@ Coordinate descent finds which coefficients are zero, and slowly all the rest wh
 step on those that are not zero finds the rest at once. The two alternate.
 """
 
+from functools import cached_property
+
 import numpy as np
 from scipy.linalg import blas, lapack
 
@@ -20,7 +22,7 @@ ROUNDS, SWEEPS = 50, 20  # of coordinate descent and a Newton step at most, and 
 SMALL_GAIN = 1e-2  # a round that gains less than this share of the whole ends an early solve
 
 
-class _Model:
+class Model:
     """What both kinds share.
 
     Attributes
@@ -29,10 +31,11 @@ class _Model:
     working : tuple of arrays (m,), the row of V and the feature of each coefficient of the working set, in C order
     l1, l2 : arrays (m,), the penalties
     v, g : arrays (m,), the coefficients and the gradient of the quadratic part there
+    is_exact : bool, False if the Hessian is that of a sample of the rows
     """
 
-    def __init__(self, coordinates, working):
-        self.coordinates, self.working = coordinates, working
+    def __init__(self, coordinates, working, is_exact=True):
+        self.coordinates, self.working, self.is_exact = coordinates, working, is_exact
         self.l1, self.l2 = (penalty[working[1]] for penalty in (coordinates.l1, coordinates.l2))
         self.shared = _shared_features(working[1], coordinates.n_rows)
 
@@ -84,23 +87,28 @@ class _Model:
         S = np.flatnonzero((self.v != 0) | (self.l1 == 0))
         if not 0 < len(S) <= self.largest_support:
             return
-        H = self.hessian(S)
         l1, v = self.l1[S], self.v[S]
         slope = self.g[S] + np.sign(v) * l1
-        d = -_solve(H, self._shared_within(S), slope)
-        curved = H @ d
+        d = self.solve(S, slope)
+        curved = self.times(S, d)
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where((l1 > 0) & (v * d < 0), -v / d, np.inf)  # where along the step each becomes zero
-        straight, value = _line_minimum(slope @ d, d @ curved, t, 2 * l1 * np.abs(d))
-        step, zero = straight * d, t == straight
+        straight, value = line_minimum(slope @ d, d @ curved[S], t, 2 * l1 * np.abs(d))
+        step, zero, moved = straight * d, t == straight, straight * curved
         ends = t <= 1 + 1e-9  # what is left of the others is rounding
         if ends.any():  # as an alternative, stop these at zero and let the others go all the way
             projected = np.where(ends, -v, d)
-            if slope @ projected + 0.5 * projected @ (H @ projected) < value:
-                step, zero = projected, ends
-        self.move(S, step)
+            curved = self.times(S, projected)
+            if slope @ projected + 0.5 * projected @ curved[S] < value:
+                step, zero, moved = projected, ends, curved
+        self.g += moved
+        self.v[S] += step
         self.v[S[zero]] = 0
+        self.follow(S, step)
         self.shift_classes()
+
+    def follow(self, S, step):
+        """Note a step on the coefficients at S."""
 
     def shift_classes(self):
         """Shift the weights of a feature in all classes, which the loss does not see, to where the penalty is least."""
@@ -121,7 +129,7 @@ class _Model:
         self.v[shared] = v
         self.g[shared] += (l2 * c)[:, None]
 
-    def _shared_within(self, S):
+    def shared_within(self, S):
         """Return the positions in S of the features that S has for all classes, (q, K)."""
         at = np.full(len(self.v), -1)
         at[S] = np.arange(len(S))
@@ -129,7 +137,7 @@ class _Model:
         return at[(at >= 0).all(axis=1)]
 
 
-class HessianModel(_Model):
+class HessianModel(Model):
     """The model with its Hessian as a matrix: for working sets of some hundreds or few thousands."""
 
     precision = 0.01  # Newton steps make solves precise at little cost, and the zeros with them
@@ -137,29 +145,28 @@ class HessianModel(_Model):
     largest_support = 4000  # of a Newton step
 
     def __init__(self, coordinates, linearization, working, positions=None):
-        super().__init__(coordinates, working)
+        super().__init__(coordinates, working, positions is None)
         self.H, self.B = _hessian(coordinates, linearization, *working, positions)
         self.H[np.diag_indices_from(self.H)] += self.l2
 
     def begin(self, slopes, damping):
-        self.A = self.H + damping * self.B if damping else self.H
+        self.A = self.H + damping * self.B.matrix if damping else self.H
         self.g, self.damping = slopes + self.l2 * self.v, damping
 
     def descend(self, tolerance):
         _coordinate_descent.quadratic_descent(self.A, self.l1, self.g, self.v, tolerance, SWEEPS)
 
-    def hessian(self, S):
-        return self.A[np.ix_(S, S)]
+    def solve(self, S, slope):
+        return -_solve(self.A[np.ix_(S, S)], self.shared_within(S), slope)
 
-    def move(self, S, step):
-        self.v[S] += step
-        self.g += self.A[:, S] @ step
+    def times(self, S, step):
+        return self.A[:, S] @ step
 
     def damping_gain(self, w):
-        return 0.5 * self.damping * (self.v - w) @ (self.B @ (self.v - w)) if self.damping else 0.0
+        return 0.5 * self.damping * (self.v - w) @ (self.B.matrix @ (self.v - w)) if self.damping else 0.0
 
 
-class ColumnModel(_Model):
+class ColumnModel(Model):
     """The model by columns of a sparse X: for working sets of any size."""
 
     precision = 1.0
@@ -184,15 +191,21 @@ class ColumnModel(_Model):
         given = (*self.arrays, self.damping, 1 / self.coordinates.n_classes, self.slopes, self.l2, self.l1)
         _coordinate_descent.column_descent(*given, self.v, self.Z, self.means, self.g, tolerance, SWEEPS)
 
-    def hessian(self, S):
+    def solve(self, S, slope):
         H, B = _hessian(self.coordinates, self.linearization, *(part[S] for part in self.working))
-        H += self.damping * B
+        if self.damping:
+            H += self.damping * B.matrix
         H[np.diag_indices_from(H)] += self.l2[S]
-        return H
+        self.H = H
+        return -_solve(H, self.shared_within(S), slope)
 
-    def move(self, S, step):
+    def times(self, S, step):
+        product = np.zeros_like(self.v)  # the next descent computes g anew
+        product[S] = self.H @ step
+        return product
+
+    def follow(self, S, step):
         classes, features = (part[S] for part in self.working)
-        self.v[S] += step
         for k in np.unique(classes):
             of_class = classes == k
             self.Z[k] += self.coordinates.column_product(features[of_class], step[of_class])
@@ -205,18 +218,18 @@ class ColumnModel(_Model):
 
 
 def _hessian(coordinates, linearization, classes, features, positions=None):
-    """Return the Hessian of the loss and its bound B over the coefficients, (m, m) each, from the rows at positions.
+    """Return the Hessian of the loss over the coefficients, (m, m), from the rows at positions, and a `_Bound` of it.
 
     With x_c and p_c the feature and the probability of a coefficient's class, the Hessian is the mean of
     (p_c [same class] - p_c p_d) x_c x_d over the rows.
     """
     c, m = coordinates, len(classes)
-    if not m:
-        return np.zeros((0, 0)), np.zeros((0, 0))
     used, column = np.unique(features, return_inverse=True)
-    same_class = [slice(*np.searchsorted(classes, (k, k + 1))) for k in range(c.n_rows)]
     H, scatter = np.zeros((m, m), order="F"), np.zeros((len(used), len(used)))
-    for rows, share in c.row_blocks(positions, max(64, BLOCK_NUMBERS // max(m, 1))):
+    if not m:
+        return H, _Bound(classes, column, scatter, c.n_classes)
+    same_class = [slice(*np.searchsorted(classes, (k, k + 1))) for k in range(c.n_rows)]
+    for rows, share in c.row_blocks(positions, max(64, BLOCK_NUMBERS // m)):
         X = c.centred_columns(rows, used)
         X *= np.sqrt(c.copies * share)
         X_c = X[column]
@@ -226,10 +239,20 @@ def _hessian(coordinates, linearization, classes, features, positions=None):
         H = blas.dsyrk(-1.0, Y_c.T, beta=1.0, c=H, trans=1, overwrite_c=1)
         scatter += X @ X.T
     upper = np.triu(H)
-    H = upper + np.triu(upper, 1).T
-    B = scatter[column[:, None], column]
-    B *= 0.5 * ((classes[:, None] == classes) - 1 / c.n_classes)
-    return H, B
+    return upper + np.triu(upper, 1).T, _Bound(classes, column, scatter, c.n_classes)
+
+
+class _Bound:
+    """The bound B of a Hessian, from the Gram matrix `scatter` of the features; made when it is needed."""
+
+    def __init__(self, classes, column, scatter, n_classes):
+        self.classes, self.column, self.scatter, self.n_classes = classes, column, scatter, n_classes
+
+    @cached_property
+    def matrix(self):
+        B = self.scatter[self.column[:, None], self.column]
+        B *= 0.5 * ((self.classes[:, None] == self.classes) - 1 / self.n_classes)
+        return B
 
 
 def _solve(H, shared, b):
@@ -253,7 +276,7 @@ def _solve(H, shared, b):
     return scale * lapack.dpotrs(factor, scale * b, lower=1)[0]
 
 
-def _line_minimum(slope, curvature, kinks, rise):
+def line_minimum(slope, curvature, kinks, rise):
     """Minimise slope t + curvature/2 t^2 + sum_j rise_j max(t - kinks_j, 0) over t in (0, 1]; return t and the value.
 
     t is one of the kinks exactly where the minimum is there.
