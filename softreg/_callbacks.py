@@ -108,18 +108,12 @@ class Monitor:
         at = self.held_out.linearize(W)
         loss = at.value - 0.5 * self.held_out.l2 * squared_norm(self.held_out.coef(W))
         entry["validation_loss"] = loss
-        entry["validation_score"] = self._accuracy(at.probabilities(slice(None)))
+        entry["validation_score"] = at.accuracy()
         self.waited = self.waited + 1 if loss > self.best_loss - self.tol * abs(self.best_loss) else 0
         if loss < self.best_loss:
             self.best, self.best_loss = W.copy(order="K"), loss
         if self.waited >= self.n_iter_no_change:
             self.stopped_on = "early_stopping"
-
-    def _accuracy(self, P):
-        """Return the weighted accuracy on the held-out rows with probabilities P (n, K)."""
-        codes = self.held_out.codes
-        codes = self.held_out.targets.argmax(axis=1) if codes is None else codes
-        return float(np.average(P.argmax(axis=1) == codes, weights=self.held_out.sample_weight))
 
     def _line(self, entry):
         """Return the line that is printed for an entry of the history."""

@@ -262,6 +262,12 @@ class Linearization:
             total -= float(np.sum(entropies if weight is None else entropies * weight[block], dtype=np.float64))
         return total / objective.total_weight
 
+    def accuracy(self):
+        """Return the weighted share of the rows whose most probable class is that of their label or target."""
+        codes, P = self.objective.codes, self.probabilities(slice(None))
+        codes = self.objective.targets.argmax(axis=1) if codes is None else codes
+        return float(np.average(P.argmax(axis=1) == codes, weights=self.objective.sample_weight))
+
     def _shares64(self):
         return self.objective.shares().astype(np.float64)
 

@@ -3,7 +3,7 @@
 A step minimises the quadratic model by conjugate gradients. These stop at the boundary of a trust region, or once they
 are as exact as the last model was (Eisenstat and Walker 1996). If the step overshoots, the minimum along it is taken.
 The sample grows when steps on it decrease F less than predicted. The method ends on a proven gap of tol * F, or on an
-estimate over all rows, see `_Newton.confirm`. Large problems that start from zero begin with two epochs of SGD, if
+estimate over all rows, see `Newton.confirm`. Large problems that start from zero begin with two epochs of SGD, if
 these decrease F.
 """
 
@@ -44,21 +44,10 @@ def newton(objective, start, options, monitor):
     (`line_search`), moves there (`move`), and checks for the end (`record`, which may `confirm` and `certify`).
     `adapt_model` then prepares the next iteration.
     """
-    state = _Newton(objective, start, options)
-    result = state.result
-    for _ in range(options.max_iter - len(result.history)):
-        monitor.begin()
-        state.iterate()
-        if monitor(result.W, result.history[-1]) or result.converged:
-            break
-        if state.is_stuck():
-            state.stop_on_precision()
-            break
-        state.adapt_model()
-    return state.finish()
+    return Newton(objective, start, options).run(options.max_iter, monitor)
 
 
-class _Newton:
+class Newton:
     """The state of Newton's method: the linearisation at W, the model of the curvature, and the trust region.
 
     Attributes
@@ -82,18 +71,40 @@ class _Newton:
             objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
         self.result = start.result or Result(W)
         self.result.solver, self.result.stopped_on = "newton", "max_iter"
-        self.order = options.random_state.permutation(objective.n_rows)
+        self.set_up_sampling(options.random_state)
         starts_with_sgd = RowSample.is_worthwhile(objective) and not W.any()
         self.at = self.sgd_start(W, options.random_state) if starts_with_sgd else self.linearize(W)
         self.result.W = self.at.W
         given = start.preconditioner  # that of a fit with another penalty
-        self.M = preconditioner(objective, self.order) if given is None else given.for_objective(objective)
+        self.M = self.new_preconditioner() if given is None else given.for_objective(objective)
         self.M.refresh(self.at)
-        self.sample, self.damping = RowSample.first(objective, self.order), RowDamping(objective)
         self.norm = dual_norm(self.M, self.at.gradient)
         if not np.isfinite(self.norm):  # weights as large as that have no place in the dtype
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
         self.radius, self.accuracy, self.since_refresh = 1.5 * self.norm, COARSEST, 0
+
+    def run(self, max_iter, monitor):
+        """Iterate until the method or the monitor ends the fit; return the result."""
+        result = self.result
+        for _ in range(max_iter - len(result.history)):
+            monitor.begin()
+            self.iterate()
+            if monitor(result.W, result.history[-1]) or result.converged:
+                break
+            if self.is_stuck():
+                self.stop_on_precision()
+                break
+            self.adapt_model()
+        return self.finish()
+
+    def set_up_sampling(self, random_state):
+        """Set the random order of the rows, and the first sample and damping."""
+        self.order = random_state.permutation(self.objective.n_rows)
+        self.sample, self.damping = RowSample.first(self.objective, self.order), RowDamping(self.objective)
+
+    def new_preconditioner(self):
+        """Return the preconditioner, to be refreshed before use."""
+        return preconditioner(self.objective, self.order)
 
     def linearize(self, W):
         """Return the linearisation at W, and count the pass."""
@@ -138,7 +149,7 @@ class _Newton:
         result, solution, objective = self.result, self.solution, self.objective
         entry = result.record(self.at.value)
         full_step = self.is_lower and step_size == 1
-        if self.sample.share == 1 and not self.damping.share.any():  # such a model gives an estimate by itself
+        if self.sample.share == 1 and not self.damping.is_active:  # such a model gives an estimate by itself
             self.estimate(solution, reached if full_step else None)
         trusted = full_step and self.decrease >= 0.5 * solution.decrease
         target = self.tol * abs(self.at.value)
@@ -206,7 +217,7 @@ class _Newton:
         self.at = new if new.value < at.value else at
         self.result.W = self.at.W
         self.estimate(solution, dual_norm(M, new.gradient) if full_step else None)
-        self.sample = RowSample(self.objective, self.order, self.objective.n_rows)
+        self.sample = self.sample.complete()
 
     def certify(self):
         """Compute the proven gap at W, and note it in the result."""
