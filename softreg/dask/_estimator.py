@@ -15,6 +15,20 @@ from softreg.dask._prediction import accuracy, predicted
 from softreg.dask._problem import checked_chunks, distributed_objective, hold_out
 from softreg.dask._stream import stream
 
+DISTRIBUTED = ("auto", "newton")
+
+
+def check_distributed(estimator):
+    """Raise a ValueError if a parameter has a value that needs all rows in one place."""
+    if estimator.solver not in DISTRIBUTED:
+        able = ", ".join(map(repr, DISTRIBUTED))
+        raise ValueError(
+            f"solver={estimator.solver!r} needs all rows in one place; on dask collections take {able}, or learn the "
+            "rows in one pass by softreg.dask.stream"
+        )
+    if estimator.alpha * estimator.l1_ratio > 0:
+        raise ValueError(f"l1_ratio={estimator.l1_ratio} needs all rows in one place; on dask collections take 0")
+
 
 class SoftmaxRegression(softreg.SoftmaxRegression):
     """Linear softmax classifier for dask arrays and dataframes, which may be larger than the memory of one machine.
@@ -94,6 +108,7 @@ n_iter_no_change, warm_start, random_state, verbose, precondition, shuffle :
             with super()._problem(X, y, sample_weight) as problem:
                 yield problem
             return
+        check_distributed(self)
         with fit_client() as client:
             passes, chunks = checked_chunks(self, client, X, y, sample_weight, self.persist)
             try:

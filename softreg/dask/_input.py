@@ -66,6 +66,8 @@ def row_lengths(X):
 
 def are_soft(y):
     """Return True if y has several columns: its rows are then probabilities of the classes."""
+    if not is_dask_collection(y):
+        y = np.asarray(y)
     return y.ndim == 2 and (len(y.columns) if is_frame(y) else y.shape[1]) > 1
 
 

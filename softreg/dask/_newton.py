@@ -59,7 +59,7 @@ class DistributedNewton(Newton):
 
     def adapt_model(self):
         if self.solution.products > LONG_SOLVE and isinstance(self.M, RowsPreconditioner) and self.M.take_blocks():
-            self.since_refresh = np.inf
+            self.since_refresh = self.smallest = np.inf
         super().adapt_model()
 
 
@@ -83,7 +83,7 @@ class RowsPreconditioner:
     @property
     def refresh_interval(self):
         """Products between two refreshes. Blocks take rows anew, which costs a pass."""
-        return max(8, self.M.refresh_interval) if self.has_blocks else 1
+        return max(8, self.M.refresh_interval) if self.has_blocks else self.M.refresh_interval
 
     def take_blocks(self):
         """Change to `Blocks`, if these are not there yet and suit the problem; return whether they are new."""

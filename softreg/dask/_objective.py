@@ -125,6 +125,12 @@ class DistributedObjective(Objective):
             self._cache["moments"] = self.sum(_sums.class_moments)[0]
         return self._cache["moments"]
 
+    def class_shares(self):
+        """Return the weighted mean of Y, float64, (K,); computed once."""
+        if "class_shares" not in self._cache:
+            self._cache["class_shares"] = self.sum(_sums.class_shares)[0]
+        return self._cache["class_shares"]
+
     def rows_to_client(self, n_rows, random_state, linearization=None):
         """Return the Objective of some rows on this machine, which stand for all; all rows where they are few.
 

@@ -60,15 +60,16 @@ class Passes:
         return self._result(self._map(function, columns, shared))
 
     def close(self):
-        """Free what is left on the workers."""
-        self.client.cancel(list(self._kept), force=True)
+        """Free what is left on the workers; what they have not begun to compute is dropped."""
+        for future in list(self._kept):
+            future.release()
         self._kept.clear()
 
     def _count_sent(self, shared):
         self.sent += sum(a.nbytes for a in shared.values() if isinstance(a, np.ndarray))
 
     def _result(self, tasks):
-        """Return the results of tasks; they are cancelled after an error or a Ctrl-C."""
+        """Return the results of tasks, or raise an error that says what happened to them."""
         running = self._futures(tasks)
         self._kept.update(running)
         try:

@@ -13,7 +13,7 @@ from sklearn.utils.validation import _check_feature_names
 import softreg
 from softreg._coefficients import penalties
 from softreg.dask import _worker
-from softreg.dask._input import are_soft, float_dtype, known_bytes, row_chunks
+from softreg.dask._input import are_soft, float_dtype, is_frame, known_bytes, row_chunks
 from softreg.dask._objective import DistributedObjective, Rows, seeds
 from softreg.dask._passes import KeptPasses, RereadPasses
 
@@ -66,9 +66,9 @@ def checked_chunks(estimator, client, X, y, sample_weight, persist):
 
     With persist "auto" the rows stay on the workers if there is room for them.
     """
-    estimator.n_features_in_ = X.shape[1] if hasattr(X, "chunks") else len(X.columns)
-    _check_feature_names(estimator, getattr(X, "_meta", X), reset=True)
     columns = row_chunks(X, y, sample_weight)
+    estimator.n_features_in_ = len(X.columns) if is_frame(X) else X.shape[1]
+    _check_feature_names(estimator, X._meta, reset=True)
     settings = {"dtype": float_dtype(X), "is_soft": are_soft(y), "version": softreg.__version__}
     check = delayed(_worker.check_chunk, pure=False)
     chunks = [check(number, *blocks, **settings) for number, blocks in enumerate(zip(*columns, strict=True))]

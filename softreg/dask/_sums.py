@@ -8,8 +8,8 @@ from functools import wraps
 
 import numpy as np
 
+from softreg import _core
 from softreg._objective import inner
-from softreg._solvers.centred_coordinates import class_shares
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._systematic_sampling import systematic_sample
 from softreg._threads import single_threaded_blas
@@ -63,7 +63,9 @@ def slopes(objective, along, *, sizes):
     Z, dZ = along
     G, found = np.empty_like(Z), np.empty(len(sizes))
     for i, t in enumerate(sizes):
-        objective._cross_entropy(Z + objective.dtype.type(t) * dZ, None, G)
+        labels = objective.labels(slice(None))
+        Zt = Z + objective.dtype.type(t) * dZ
+        _core.cross_entropy(Zt, *labels, objective.label_smoothing, None, G, objective.n_threads)
         found[i] = inner(G, dZ) / objective.total_weight
     return (found,)
 
@@ -79,8 +81,10 @@ def class_moments(objective):
 
 
 @numeric
-def shares_of_classes(objective):
-    return (class_shares(objective),)
+def class_shares(objective):
+    """Return the weighted mean of Y, (K,)."""
+    shares, blocks = objective.shares().astype(np.float64), objective.design.row_blocks()
+    return (sum(shares[block] @ objective.distributions(block) for block in blocks),)
 
 
 @numeric
