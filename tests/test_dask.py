@@ -22,6 +22,7 @@ from shared import softmax_data, unfinished  # noqa: E402
 from softreg.dask import SoftmaxRegression, stream  # noqa: E402
 from softreg.dask import _client as client_module  # noqa: E402
 from softreg.dask import _newton as newton_module  # noqa: E402
+from softreg.dask import _proximal_newton as proximal_module  # noqa: E402
 from softreg.dask import _worker as worker_module  # noqa: E402
 
 N, D, K, ROWS = 2000, 6, 3, 700  # chunks of 700 rows: the last one is shorter
@@ -139,6 +140,27 @@ def test_labels_weights_and_targets(client, data, case):
         parameters = {"fit_intercept": False}
     lazy = chunked(X, y) if weight is None else chunked(X, y, weight)
     assert_same_fit(on_dask(**parameters).fit(*lazy), one_machine(**parameters).fit(X, y, weight))
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
+def test_l1(client, data, form, monkeypatch):
+    X, y = form(np.hstack([data[0], np.random.default_rng(0).normal(size=(N, 5))])), data[1]  # five features of noise
+    parts = [dask.delayed(X[start : start + ROWS]) for start in range(0, N, ROWS)]
+    lazy = da.concatenate([
+        da.from_delayed(part, (min(ROWS, N - start), D + 5), X.dtype, meta=form(np.empty((0, D + 5))))
+        for part, start in zip(parts, range(0, N, ROWS), strict=True)
+    ])  # fmt: skip
+    parameters = {"alpha": 1e-2, "l1_ratio": 0.8}
+    reference = one_machine(**parameters).fit(X, y)
+    model = on_dask(**parameters).fit(lazy, da.from_array(y, chunks=ROWS))
+    assert model.solver_ == "proximal_newton"
+    assert_same_fit(model, reference)
+    assert_array_equal(model.coef_ == 0, reference.coef_ == 0)
+    monkeypatch.setattr("softreg._solvers.proximal_newton.SMALL_WORK", 0.0)  # Hessians of samples
+    assert_same_fit(on_dask(**parameters).fit(lazy, da.from_array(y, chunks=ROWS)), reference)
+    monkeypatch.setattr(proximal_module, "LARGEST", 5)
+    with pytest.raises(ValueError, match="at most 5 coefficients"):
+        on_dask(**parameters).fit(lazy, da.from_array(y, chunks=ROWS))
 
 
 def test_csr_chunks(client):

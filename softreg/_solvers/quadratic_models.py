@@ -138,8 +138,12 @@ class HessianModel(_Model):
 
     def __init__(self, coordinates, linearization, working, positions=None):
         super().__init__(coordinates, working)
-        self.H, self.B = _hessian(coordinates, linearization, *working, positions)
+        self.H, self.B = self.sums_over_rows(linearization, positions)
         self.H[np.diag_indices_from(self.H)] += self.l2
+
+    def sums_over_rows(self, linearization, positions):
+        """Return the Hessian of the loss and its bound B, from the rows at positions."""
+        return hessian_and_bound(self.coordinates, linearization, *self.working, positions)
 
     def begin(self, slopes, damping):
         self.A = self.H + damping * self.B if damping else self.H
@@ -185,7 +189,7 @@ class ColumnModel(_Model):
         _coordinate_descent.column_descent(*given, self.v, self.Z, self.means, self.g, tolerance, SWEEPS)
 
     def hessian(self, S):
-        H, B = _hessian(self.coordinates, self.linearization, *(part[S] for part in self.working))
+        H, B = hessian_and_bound(self.coordinates, self.linearization, *(part[S] for part in self.working))
         H += self.damping * B
         H[np.diag_indices_from(H)] += self.l2[S]
         return H
@@ -204,7 +208,7 @@ class ColumnModel(_Model):
         return 0.25 * self.damping * (self.s @ spread)
 
 
-def _hessian(coordinates, linearization, classes, features, positions=None):
+def hessian_and_bound(coordinates, linearization, classes, features, positions=None):
     """Return the Hessian of the loss and its bound B over the coefficients, (m, m) each, from the rows at positions.
 
     With x_c and p_c the feature and the probability of a coefficient's class, the Hessian is the mean of

@@ -8,26 +8,26 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 import softreg
+from softreg._solvers import solver_names
 from softreg.dask._client import fit_client
 from softreg.dask._input import float_dtype
 from softreg.dask._newton import distributed_newton
 from softreg.dask._prediction import accuracy, predicted
 from softreg.dask._problem import checked_chunks, distributed_objective, hold_out
+from softreg.dask._proximal_newton import distributed_proximal_newton
 from softreg.dask._stream import stream
 
-DISTRIBUTED = ("auto", "newton")
+DISTRIBUTED = {"newton": distributed_newton, "proximal_newton": distributed_proximal_newton}
 
 
 def check_distributed(estimator):
     """Raise a ValueError if a parameter has a value that needs all rows in one place."""
-    if estimator.solver not in DISTRIBUTED:
-        able = ", ".join(map(repr, DISTRIBUTED))
+    able = ("auto", *DISTRIBUTED)
+    if estimator.solver not in able:
         raise ValueError(
-            f"solver={estimator.solver!r} needs all rows in one place; on dask collections take {able}, or learn the "
-            "rows in one pass by softreg.dask.stream"
+            f"solver={estimator.solver!r} needs all rows in one place; on dask collections take {able}, or learn "
+            "the rows in one pass by softreg.dask.stream"
         )
-    if estimator.alpha * estimator.l1_ratio > 0:
-        raise ValueError(f"l1_ratio={estimator.l1_ratio} needs all rows in one place; on dask collections take 0")
 
 
 class SoftmaxRegression(softreg.SoftmaxRegression):
@@ -50,8 +50,9 @@ class SoftmaxRegression(softreg.SoftmaxRegression):
 n_iter_no_change, warm_start, random_state, verbose, precondition, shuffle :
         As in `softreg.SoftmaxRegression`. Early stopping holds out a share of the rows of each chunk. The last two
         count in streams alone.
-    solver : {"auto", "newton"}, default="auto"
-        The other solvers of one machine need all rows in one place.
+    solver : {"auto", "newton", "proximal_newton"}, default="auto"
+        "auto" is "proximal_newton" if l1_ratio > 0, else "newton". For l1 the coefficients that may differ from zero,
+        at most 5000, have their Hessian on the client. The other solvers of one machine need all rows in one place.
     n_jobs : int, default=None
         Threads that a task on a worker takes. None is one: Dask runs several tasks side by side.
     persist : bool or "auto", default="auto"
@@ -128,7 +129,8 @@ n_iter_no_change, warm_start, random_state, verbose, precondition, shuffle :
     def _solve(self, objective, start, options, monitor):
         if not hasattr(objective, "passes"):
             return super()._solve(objective, start, options, monitor)
-        return monitor.conclude(distributed_newton(objective, start, options, monitor))
+        name = solver_names(self.solver, objective.l1 > 0)[-1]
+        return monitor.conclude(DISTRIBUTED[name](objective, start, options, monitor))
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Learn a batch, or each chunk of a dask array in turn, see `softreg.dask.stream`.

@@ -10,6 +10,8 @@ import numpy as np
 
 from softreg import _core
 from softreg._objective import inner
+from softreg._solvers import quadratic_models as models
+from softreg._solvers.centred_coordinates import CentredCoordinates
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._systematic_sampling import systematic_sample
 from softreg._threads import single_threaded_blas
@@ -199,3 +201,32 @@ def rows_to_send(objective, linearization, seed, *, wanted):
     codes, targets, _ = objective.labels(picked)
     return objective.design.copy_rows(picked), codes, targets, weight
 
+
+# --- proximal Newton ----------------------------------------------------------------------------------------------
+
+
+@numeric
+def feature_means(objective):
+    return (CentredCoordinates(objective, np.zeros(objective.n_features)).means(),)
+
+
+@numeric
+def feature_squares(objective, *, mean):
+    return (CentredCoordinates(objective, mean).mean_squares(mean),)
+
+
+@numeric
+def dual_point(objective, *, V, mean):
+    return CentredCoordinates(objective, mean).dual_point(V)
+
+
+@numeric
+def hessian_and_bound(objective, linearization, seed, *, mean, classes, features, share):
+    """Return the Hessian over some coefficients and its bound, from a share of the rows that stands for the chunk."""
+    coordinates, positions, scale = CentredCoordinates(objective, mean), None, 1.0
+    if share < 1:
+        order = np.random.RandomState(seed).permutation(np.flatnonzero(coordinates.shares))
+        positions = np.sort(order[: max(1, round(share * len(order)))])
+        scale = objective.own_weight / objective.total_weight  # of rows at positions, a mean comes back
+    H, B = models.hessian_and_bound(coordinates, _at(objective, linearization), classes, features, positions)
+    return scale * H, scale * B
