@@ -106,11 +106,11 @@ def test_fit_equals_that_of_one_machine(client, data, dtype, persist):
 
 
 def test_bits_do_not_depend_on_the_number_of_workers(data):
-    X, y = chunked(*data, rows=100)  # 20 chunks: sums of sums
+    X, y = chunked(*data, rows=110)  # 19 chunks: sums of sums
     fits = []
     for n_workers in (1, 2, 4):
         with cluster(n_workers) as local, distributed.Client(local):
-            fits.append(on_dask().fit(X, y))
+            fits.append(SoftmaxRegression(random_state=0).fit(X, y))
     for other in fits[1:]:
         assert_array_equal(other.coef_, fits[0].coef_)
         assert_array_equal(other.history_["loss"], fits[0].history_["loss"])
@@ -193,9 +193,9 @@ def test_dataframes(client, data):
 def test_samples_damping_and_blocks(client, monkeypatch):
     """Newton's method of large problems: SGD, samples of the rows, row damping, and rows taken anew for `Blocks`."""
     rng = np.random.default_rng(0)
-    n, d, classes = 3000, 60, 9
-    X = rng.normal(size=(n, d)) * (rng.random((n, d)) < 0.1) * 1000  # rows of very different lengths
-    y = (X @ rng.normal(size=(d, classes)) / 100 + rng.gumbel(size=(n, classes))).argmax(axis=1)
+    n, d, classes = 4000, 60, 9
+    X = rng.normal(size=(n, d)) * (rng.random((n, d)) < 0.05) * 1000  # rows of very different lengths
+    y = (X @ rng.normal(size=(d, classes)) / 400 + rng.gumbel(size=(n, classes))).argmax(axis=1)
     monkeypatch.setattr("softreg._solvers.row_sampling.SAMPLE_WORK", 1.0)
     monkeypatch.setattr(newton_module, "ROWS", 1000)
     monkeypatch.setattr(newton_module, "FEWEST_ROWS", 1000)
@@ -210,10 +210,10 @@ def test_samples_damping_and_blocks(client, monkeypatch):
     monkeypatch.setattr(newton_module.ChunkDamping, "update",
                         lambda self, *a: update(self, *a) or damped.append(self.is_active))  # fmt: skip
     weight = rng.random(n)
-    model = on_dask().set_params(tol=1e-8).fit(*chunked(X, y, weight, rows=1000))
+    model = on_dask().set_params(tol=1e-6).fit(*chunked(X, y, weight, rows=2000))
     assert used == {"_blocks", "of", "sgd_start"} and any(damped)
     monkeypatch.undo()
-    reference = one_machine().set_params(tol=1e-8).fit(X, y, weight)
+    reference = one_machine().set_params(tol=1e-6).fit(X, y, weight)
     assert abs(model.history_["loss"][-1] - reference.history_["loss"][-1]) < 1e-6
 
 
