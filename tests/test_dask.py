@@ -370,8 +370,9 @@ def test_without_a_client_a_local_one_is_announced(client, data, monkeypatch):
         raise ValueError("No global client found and no address provided")
 
     monkeypatch.setattr(client_module, "get_client", none)
-    with pytest.warns(UserWarning, match=r"no dask.distributed client"):
+    with pytest.warns(UserWarning, match=r"no dask.distributed client") as caught:
         model = on_dask().fit(*chunked(*data))
+    assert caught[0].filename == __file__
     assert_same_fit(model, one_machine().fit(*data))
 
 
@@ -424,6 +425,7 @@ def test_what_travels_does_not_grow_with_the_rows(client, data):
     for times in (1, 4):
         lazy = chunked(np.tile(X, (times, 1)), np.tile(y, times), rows=ROWS * times)
         model = on_dask().set_params(tol=1e-3).fit(*lazy)
+        assert model.traffic_.pop("bytes_of_rows") == (X.nbytes + y.nbytes + 8 * N) * times  # so few rows all come
         traffic.append(model.traffic_)
     assert traffic[0] == traffic[1]
     # W or V goes out, a sum of float64 comes back: both K (d + 1) numbers, and some passes bring less

@@ -1,4 +1,4 @@
-"""The Dask client of a fit: the given or the current one, or a local one that is announced."""
+"""The Dask client of a fit: the current one, or a local one that is announced."""
 
 import warnings
 from contextlib import contextmanager
@@ -10,19 +10,21 @@ from softreg.dask._worker import version
 
 
 @contextmanager
-def fit_client(client=None):
-    """Return a context with the client, whose workers have this version of softreg."""
+def fit_client(stacklevel):
+    """Return a context with the client, whose workers have this version of softreg.
+
+    A warning is that of the caller's line, `stacklevel` frames up.
+    """
     own = None
-    if client is None:
-        try:
-            client = get_client()
-        except ValueError:
-            warnings.warn(
-                "there is no dask.distributed client: this call starts a local one in this process, and closes it at "
-                "the end. Call distributed.Client() before to choose, and to keep the data in memory between calls",
-                stacklevel=6,
-            )
-            client = own = Client(processes=False, dashboard_address=None, set_as_default=False)
+    try:
+        client = get_client()
+    except ValueError:
+        warnings.warn(
+            "there is no dask.distributed client: this call starts a local one in this process, and closes it at the "
+            "end. Call distributed.Client() before to choose, and to keep the data in memory between calls",
+            stacklevel=stacklevel,
+        )
+        client = own = Client(processes=False, dashboard_address=None, set_as_default=False)
     try:
         check_versions(client)
         yield client

@@ -61,6 +61,13 @@ n_iter_no_change, warm_start, random_state, verbose, precondition, shuffle :
         "auto" is True if X takes at most half of the memory of the workers, or was persisted before; else False, with
         a warning.
 
+    Attributes
+    ----------
+    traffic_ : dict of int
+        What the last fit moved between client and workers: ``passes`` over the chunks, ``bytes_sent`` with W and
+        steps (once a pass, however many workers there are), ``bytes_received`` of sums, and ``bytes_of_rows`` that came
+        to the client for the preconditioner.
+
     Notes
     -----
     The current `distributed.Client` is used; ``with client.as_current():`` makes another one current. If there is none,
@@ -69,7 +76,7 @@ n_iter_no_change, warm_start, random_state, verbose, precondition, shuffle :
     If a worker dies, Dask computes again what it held, and the fit goes on. That needs rows that can be computed: data
     which were sent by `Client.scatter` are lost with their last worker.
 
-    A worker holds its chunks, for each of their rows the K probabilities at one or two W, and a few W.
+    A worker holds its chunks, for each of their rows K probabilities at two or three W, and a few W.
 
     Examples
     --------
@@ -110,14 +117,17 @@ n_iter_no_change, warm_start, random_state, verbose, precondition, shuffle :
                 yield problem
             return
         check_distributed(self)
-        with fit_client() as client:
+        with fit_client(stacklevel=7) as client:
             passes, chunks = checked_chunks(self, client, X, y, sample_weight, self.persist)
             try:
                 like = np.empty((0, self.n_features_in_), float_dtype(X))
                 yield distributed_objective(self, passes, chunks, like)
             finally:
                 passes.close()
-            self.traffic_ = {"passes": passes.count, "bytes_sent": passes.sent, "bytes_received": passes.received}
+            self.traffic_ = {
+                "passes": passes.count, "bytes_sent": passes.sent, "bytes_received": passes.received,
+                "bytes_of_rows": passes.row_bytes,
+            }  # fmt: skip
 
     def _hold_out(self, objective, random_state):
         if not hasattr(objective, "passes"):

@@ -14,6 +14,7 @@ from softreg._design_matrix import design_matrix
 from softreg._objective import Linearization, Objective, inner, squared_norm
 from softreg._threads import effective_n_threads
 from softreg.dask import _sums
+from softreg.dask._worker import array_bytes
 
 
 class Rows(NamedTuple):
@@ -101,12 +102,11 @@ class DistributedObjective(Objective):
 
         Two passes: the first finds it to a factor of two, the second between.
         """
-        along = self.passes.each(_sums.logits_along, self.parts, W=W, step=step)
         linear, square = (self.l2 * inner(self.coef(A), self.coef(step)) for A in (W, step))
 
         def rising(sizes):
             """Return the number of the first step size after which F rises; the last one counts in any case."""
-            slopes = self.sum(_sums.slopes, along, sizes=sizes)[0] + linear + sizes * square
+            slopes = self.sum(_sums.slopes, W=W, step=step, sizes=sizes)[0] + linear + sizes * square
             return int(np.argmax(np.append(slopes[:-1] >= 0, True)))
 
         sizes = longest * 0.5 ** np.arange(trials, -1.0, -1.0)
@@ -140,13 +140,15 @@ class DistributedObjective(Objective):
         wanted = n_rows if n_rows < self.n_rows else None
         pieces = self.passes.gather(_sums.rows_to_send, self.parts, chunks, seeds(self, random_state), wanted=wanted)
         X, codes, targets, weight = zip(*pieces, strict=True)
-        return Objective(
+        rows = Objective(
             vstack(X, format="csr") if issparse(X[0]) else np.concatenate(X),
             None if codes[0] is None else np.concatenate(codes),
             None if targets[0] is None else np.concatenate(targets),
             np.concatenate(weight), self.n_classes, l2=self.l2, l1=self.l1, label_smoothing=self.label_smoothing,
             fit_intercept=self.fit_intercept, n_threads=effective_n_threads(None),
         )  # fmt: skip
+        self.passes.row_bytes += array_bytes(rows)
+        return rows
 
     def _penalty(self, W):
         return 0.5 * self.l2 * squared_norm(self.coef(W))

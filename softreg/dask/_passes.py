@@ -26,12 +26,13 @@ class Passes:
     Attributes
     ----------
     sent, received : int, bytes of arguments that went out to the workers, and of sums that came back
+    row_bytes : int, bytes of rows that came to the client
     count : int, passes so far
     """
 
     def __init__(self, client):
         self.client, self._kept = client, WeakSet()
-        self.sent = self.received = self.count = 0
+        self.sent = self.received = self.row_bytes = self.count = 0
 
     def each(self, function, *columns, is_small=False, **shared):
         """Return a column of the function's results, which stay on the workers."""

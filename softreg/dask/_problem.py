@@ -92,7 +92,7 @@ def _has_room(client, X, chunks):
         f"X takes {format_bytes(int(needed))}, and the workers may use {format_bytes(int(memory))} of memory: its "
         "chunks are computed again in every pass, some 20 to 100 times. Give the workers more memory, or learn the "
         "rows in one pass by softreg.dask.stream. persist=True keeps the rows in any case: Dask spills them to disk",
-        stacklevel=6,
+        stacklevel=7,
     )
     return False
 

@@ -54,7 +54,7 @@ def stream(model, X, y, *, classes=None, sample_weight=None):
     if hasattr(model, "_skl_callbacks"):
         raise ValueError("stream() calls no callbacks: the rows are learnt on the workers; remove them from the model")
     columns = row_chunks(X, y, sample_weight)
-    with fit_client() as client:
+    with fit_client(stacklevel=4) as client:
         if classes is None and not hasattr(model, "classes_"):
             classes = _classes(client, y, columns[1])
         learner, loaded = client.submit(copy, model, pure=False), []

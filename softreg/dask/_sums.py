@@ -54,22 +54,18 @@ def linearize(objective, *, W):
 
 
 @numeric
-def logits_along(objective, *, W, step):
-    """Return the logits at W, and their change by the step."""
-    return objective.design.logits(W), objective.design.logits(step)
-
-
-@numeric
-def slopes(objective, along, *, sizes):
-    """Return the derivative of the loss along a step, after each of the step sizes."""
-    Z, dZ = along
-    G, found = np.empty_like(Z), np.empty(len(sizes))
-    for i, t in enumerate(sizes):
-        labels = objective.labels(slice(None))
-        Zt = Z + objective.dtype.type(t) * dZ
-        _core.cross_entropy(Zt, *labels, objective.label_smoothing, None, G, objective.n_threads)
-        found[i] = inner(G, dZ) / objective.total_weight
-    return (found,)
+def slopes(objective, *, W, step, sizes):
+    """Return the derivative of the loss along a step from W, after each of the step sizes."""
+    found = np.zeros(len(sizes))
+    for block in objective.design.row_blocks():
+        design, labels = objective.design.select(block), objective.labels(block)
+        Z, dZ = design.logits(W), design.logits(step)
+        G = np.empty_like(Z)
+        for i, t in enumerate(sizes):
+            Zt = Z + objective.dtype.type(t) * dZ
+            _core.cross_entropy(Zt, *labels, objective.label_smoothing, None, G, objective.n_threads)
+            found[i] += inner(G, dZ)
+    return (found / objective.total_weight,)
 
 
 @numeric
