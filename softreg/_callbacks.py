@@ -147,21 +147,12 @@ class Monitor:
         at = self.held_out.linearize(W)
         loss = at.value - 0.5 * self.held_out.l2 * squared_norm(self.held_out.coef(W))
         entry["validation_loss"] = loss
-        entry["validation_score"] = self._accuracy(at)
+        entry["validation_score"] = at.accuracy()
         self.waited = self.waited + 1 if loss > self.best_loss - self.tol * self.objective.null_loss else 0
         if loss < self.best_loss:
             self.best, self.best_loss = W.copy(order="K"), loss
         if self.waited >= self.n_iter_no_change:
             self.stopped_on = "early_stopping"
-
-    def _accuracy(self, at):
-        """Return the weighted accuracy on the held-out rows, from their linearisation."""
-        held_out, is_right = self.held_out, []
-        for block in held_out.blocks():
-            codes, targets, _ = held_out.labels(block)
-            codes = targets.argmax(axis=1) if codes is None else codes
-            is_right.append(at.probabilities(block).argmax(axis=1) == codes)
-        return float(np.average(np.concatenate(is_right), weights=held_out.sample_weight))
 
     def _line(self, entry):
         """Return the line that is printed for an entry of the history."""

@@ -3,6 +3,7 @@
 import numbers
 import warnings
 from collections.abc import Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -287,31 +288,50 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
         row = SOLVERS[solver_names(self.solver, self.alpha * self.l1_ratio > 0)[-1]]
         # outside of restore_on_error: after an error, scikit-learn has to find the callbacks to tear them down
         callbacks = Callbacks(self, X, y, sample_weight, name=row.iteration, max_tasks=self.max_iter)
-        with restore_on_error(self):
-            X, codes, targets, classes = check_data(self, X, y)
-            objective = self._objective(X, codes, targets, classes, sample_weight)
-            check_two_classes(objective, classes)
+        with restore_on_error(self), self._problem(X, y, sample_weight) as (objective, classes):
             check_solver(self.solver, self.l1_ratio, objective)
             W = self._start(objective, classes, coef_init, intercept_init)
-            random_state = check_random_state(self.random_state)
-            train, held_out = hold_out(self, objective, random_state)
-            if self.verbose and not train.stores_probabilities:
-                print(storage_line(train), flush=True)
-            callbacks.start(lambda W: self._fitted_attributes(objective, W, classes), W)
-            monitor = Monitor(self, train, row, held_out, callbacks)
-            with single_threaded_blas(), finite_or_error(objective):
-                result = solve(self.solver, train, Start(W), self._options(random_state), monitor)
-                check_finite(result.W, result.loss)
-            self._set_fitted_attributes(objective, result.W, classes)
-            self.__dict__.pop("_stream", None)
-            self.n_iter_, self.solver_, self.stopped_on_ = len(result.history), result.solver, result.stopped_on
-            self.optimality_gap_, self.gap_estimate_ = result.gap, result.estimate
-            self.history_ = {name: np.array([e[name] for e in result.history]) for name in result.history[0]}
+            result = self._minimize(objective, classes, W, callbacks)
             callbacks.finish()
-        if self.stopped_on_ in SOLVERS[self.solver_].advice:
+        if result.stopped_on in SOLVERS[result.solver].advice:
             # past scikit-learn's wrapper of fit, to the caller
             warnings.warn(warning_text(result), ConvergenceWarning, stacklevel=3)
         return self
+
+    @contextmanager
+    def _problem(self, X, y, sample_weight):
+        """Return a context with the Objective over the rows of a fit, once they are checked, and the classes."""
+        X, codes, targets, classes = check_data(self, X, y)
+        objective = self._objective(X, codes, targets, classes, sample_weight)
+        check_two_classes(objective, classes)
+        yield objective, classes
+
+    def _minimize(self, objective, classes, W, callbacks):
+        """Run the solver from W, set the fitted attributes, and return the result."""
+        row = SOLVERS[solver_names(self.solver, objective.l1 > 0)[-1]]
+        random_state = check_random_state(self.random_state)
+        train, held_out = self._hold_out(objective, random_state)
+        if self.verbose and not train.stores_probabilities:
+            print(storage_line(train), flush=True)
+        callbacks.start(lambda W: self._fitted_attributes(objective, W, classes), W)
+        monitor = Monitor(self, train, row, held_out, callbacks)
+        with single_threaded_blas(), finite_or_error(objective):
+            result = self._solve(train, Start(W), self._options(random_state), monitor)
+            check_finite(result.W, result.loss)
+        self._set_fitted_attributes(objective, result.W, classes)
+        self.__dict__.pop("_stream", None)
+        self.n_iter_, self.solver_, self.stopped_on_ = len(result.history), result.solver, result.stopped_on
+        self.optimality_gap_, self.gap_estimate_ = result.gap, result.estimate
+        self.history_ = {name: np.array([e[name] for e in result.history]) for name in result.history[0]}
+        return result
+
+    def _hold_out(self, objective, random_state):
+        """Return the objectives over the rows to train on and over the held-out ones, see `hold_out`."""
+        return hold_out(self, objective, random_state)
+
+    def _solve(self, objective, start, options, monitor):
+        """Return the result of the solver."""
+        return solve(self.solver, objective, start, options, monitor)
 
     @with_callbacks
     def partial_fit(

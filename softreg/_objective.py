@@ -385,6 +385,15 @@ class Linearization:
             total -= float(np.sum(entropies if weight is None else entropies * weight[block], dtype=np.float64))
         return total / self.objective.total_weight
 
+    def accuracy(self):
+        """Return the weighted share of the rows whose most probable class is that of their label or target."""
+        is_right = []
+        for block, P in self._blocks(BLOCK_NUMBERS):
+            codes, targets, _ = self.objective.labels(block)
+            codes = targets.argmax(axis=1) if codes is None else codes
+            is_right.append(P.argmax(axis=1) == codes)
+        return float(np.average(np.concatenate(is_right), weights=self.objective.sample_weight))
+
     def _shares64(self):
         return self.objective.shares().astype(np.float64)
 

@@ -13,7 +13,7 @@ from softreg._design_matrix import design_matrix
 from softreg._objective import Linearization, Objective, inner
 from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation, correlation
 from softreg._solvers import Options, Start, row_sampling
-from softreg._solvers.newton import _Newton, newton
+from softreg._solvers.newton import Newton, newton
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.trust_region import ModelSolution, adapted_radius, trust_region_cg
 from softreg._systematic_sampling import systematic_sample
@@ -71,7 +71,7 @@ def options(max_iter=50, tol=1e-3, seed=0):
 
 def run_at(at, M=None):
     """The state of Newton's method at a linearisation, before its first step."""
-    run = _Newton(at.objective, Start(at.W, preconditioner=M), options())
+    run = Newton(at.objective, Start(at.W, preconditioner=M), options())
     run.at, run.result.W = at, at.W
     run.result.record(at.value)
     run.result.passes = 0
@@ -636,7 +636,7 @@ def test_a_preconditioner_that_is_handed_on_follows_the_penalty(kind, l2):
     objective, W = problem(n=400)
     M = refreshed(ALL[kind], objective.linearize(W))
     other = objective.with_penalties(l2, 0.0)
-    run = _Newton(other, Start(W, preconditioner=M), options(max_iter=1, tol=0))
+    run = Newton(other, Start(W, preconditioner=M), options(max_iter=1, tol=0))
     expected = refreshed(ALL[kind], run.at).solve(run.at.gradient)
     # the same computation; of a sample whose rows were drawn in the same order
     np.testing.assert_allclose(run.M.solve(run.at.gradient), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
@@ -662,7 +662,7 @@ def test_sgd_that_does_not_go_down_is_forgotten(bad, monkeypatch):
 def test_only_a_large_fit_from_zero_begins_with_sgd(monkeypatch):
     objective, W = problem(n=4000)
     starts = []
-    monkeypatch.setattr(_Newton, "sgd_start", lambda run, zero, _: starts.append(1) or run.linearize(zero))
+    monkeypatch.setattr(Newton, "sgd_start", lambda run, zero, _: starts.append(1) or run.linearize(zero))
     for work, begin, expected in ((1e3, 0, 1), (1e9, 0, 0), (1e3, 1, 0)):
         monkeypatch.setattr(row_sampling, "SAMPLE_WORK", work)
         starts.clear()

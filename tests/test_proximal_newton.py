@@ -435,9 +435,9 @@ def test_small_working_sets_lead_to_the_same_optimum(density, monkeypatch):
     objective = problem(d=60, density=density, l1=2e-3)
     large = solve(objective, tol=1e-8)
     monkeypatch.setattr(solver, "ROOM", 5)
-    sizes, original = [], solver._ProximalNewton.working_set
+    sizes, original = [], solver.ProximalNewton.working_set
     monkeypatch.setattr(
-        solver._ProximalNewton, "working_set", lambda self, at: sizes.append(original(self, at)) or sizes[-1]
+        solver.ProximalNewton, "working_set", lambda self, at: sizes.append(original(self, at)) or sizes[-1]
     )
     small = solve(objective, tol=1e-8)
     assert len(sizes[0][0]) == 4 + 5
@@ -449,9 +449,9 @@ def test_hessians_of_a_sample_of_the_rows_lead_to_the_same_optimum(monkeypatch):
     objective = problem(n=2000, l1=2e-3)
     exact = solve(objective)
     monkeypatch.setattr(solver, "SMALL_WORK", 0)
-    samples, original = [], solver._ProximalNewton.sample
+    samples, original = [], solver.ProximalNewton.sample
     monkeypatch.setattr(
-        solver._ProximalNewton, "sample", lambda self, m: samples.append(original(self, m)) or samples[-1]
+        solver.ProximalNewton, "sample", lambda self, m: samples.append(original(self, m)) or samples[-1]
     )
     sampled = solve(objective)
     assert len(samples[0]) == 250

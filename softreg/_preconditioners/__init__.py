@@ -20,15 +20,21 @@ from softreg._preconditioners.correlation import ScaledCorrelation
 from softreg._preconditioners.diagonal import Diagonal
 from softreg._preconditioners.exact import EXACT_SIZE, Exact
 
-__all__ = ["EXACT_SIZE", "Blocks", "Diagonal", "Exact", "ScaledCorrelation", "preconditioner"]
+__all__ = ["EXACT_SIZE", "Blocks", "Diagonal", "Exact", "ScaledCorrelation", "needs_no_rows", "preconditioner"]
 
 CORRELATION_SIZE = 3000  # d up to which a d x d inverse is affordable: 36 MB, and d^3 operations
+
+
+def needs_no_rows(objective):
+    """Return True if the shape of the problem asks for the diagonal, which takes sums over all rows alone."""
+    K, p = objective.shape
+    return (not objective.design.can_center and K * p > EXACT_SIZE) or p > CORRELATION_SIZE
 
 
 def preconditioner(objective, order):
     """Return the preconditioner for the shape of the problem; its rows are sampled along the random `order` (n,)."""
     K, p = objective.shape
-    if (not objective.design.can_center and K * p > EXACT_SIZE) or p > CORRELATION_SIZE:
+    if needs_no_rows(objective):
         return Diagonal(objective)
     if K * p <= EXACT_SIZE:
         return Exact(objective, order, objective.n_rows if Exact.takes_all_rows(objective) else 4 * K * p)

@@ -26,14 +26,18 @@ class CentredCoordinates:
     null_intercepts : array (L, 1) or (L, 0), of the null model
     """
 
-    def __init__(self, objective):
+    def __init__(self, objective, mean=None):
+        """Take another mean of the features than that of the rows, if it is given, and no curvature."""
         self.objective = objective
         self.n_classes, p = objective.shape
         self.n_features = d = objective.n_features
         self.is_binary = self.n_classes == 2
         self.copies, self.n_rows = (2, 1) if self.is_binary else (1, self.n_classes)
-        self.shares = objective.shares().astype(np.float64)
+        self.shares = self._row_shares()
         self.l1, self.l2 = (np.where(np.arange(p) < d, penalty, 0.0) for penalty in (objective.l1, objective.l2))
+        if mean is not None:
+            self.mean = mean
+            return
         q = np.clip(objective.class_shares(), 1e-3 / objective.n_rows, 1 - 1e-3 / objective.n_rows)
         b = np.log(q) - np.log(q).mean()
         self.null_intercepts = self._rows(b[:, None])[:, : p - d]
@@ -59,10 +63,25 @@ class CentredCoordinates:
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
         if not design.can_center:
             return mean, sizes.astype(np.float64) ** 2
-        blocks = list(design.row_blocks(max(64, BLOCK_NUMBERS // d)))
         if objective.fit_intercept:
-            mean = sum(self.shares[block] @ design.float64_rows(block) for block in blocks)
-        return mean, sum(self.shares[block] @ (design.float64_rows(block) - mean) ** 2 for block in blocks)
+            mean = self.means()
+        return mean, self.mean_squares(mean)
+
+    def _row_shares(self):
+        return self.objective.shares().astype(np.float64)
+
+    def means(self):
+        """Return the weighted means of the features, (d,)."""
+        return sum(self.shares[block] @ X for block, X in self._float64_blocks())
+
+    def mean_squares(self, mean):
+        """Return the weighted mean squares of the features around `mean`, (d,)."""
+        return sum(self.shares[block] @ (X - mean) ** 2 for block, X in self._float64_blocks())
+
+    def _float64_blocks(self):
+        design = self.objective.design
+        for block in design.row_blocks(max(64, BLOCK_NUMBERS // self.n_features)):
+            yield block, design.float64_rows(block)
 
     # --- V, W and gradients ---------------------------------------------------------------------------------------
 

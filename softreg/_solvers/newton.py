@@ -3,7 +3,7 @@
 A step minimises the quadratic model by conjugate gradients. These stop at the boundary of a trust region, or once they
 are as exact as the last model was (Eisenstat and Walker 1996). If the step overshoots, the minimum along it is taken.
 The sample grows when steps on it decrease F less than predicted. The method ends on a proven gap of tol * F_null, or on
-an estimate over all rows, see `_Newton.confirm`. Large problems that start from zero begin with two epochs of SGD, if
+an estimate over all rows, see `Newton.confirm`. Large problems that start from zero begin with two epochs of SGD, if
 these decrease F.
 """
 
@@ -53,21 +53,10 @@ def newton(objective, start, options, monitor):
         if result.stopped_on != "slow":
             return result
         start = Start(result.W, preconditioner=result.preconditioner, result=result)
-    state = _Newton(objective, start, options)
-    result = state.result
-    for _ in range(options.max_iter - len(result.history)):
-        monitor.begin()
-        state.iterate()
-        if monitor(result.W, result.history[-1]) or result.converged:
-            break
-        if state.is_stuck():
-            state.stop_on_precision()
-            break
-        state.adapt_model()
-    return state.finish()
+    return Newton(objective, start, options).run(options.max_iter, monitor)
 
 
-class _Newton:
+class Newton:
     """The state of Newton's method: the linearisation at W, the model of the curvature, and the trust region.
 
     Attributes
@@ -92,18 +81,40 @@ class _Newton:
             objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
         self.result = start.result or Result(W, objective.null_loss, options.tol)
         self.result.solver, self.result.stopped_on = "newton", "max_iter"
-        self.order = options.random_state.permutation(objective.n_rows)
+        self.set_up_sampling(options.random_state)
         starts_with_sgd = RowSample.is_worthwhile(objective) and not W.any()
         self.at = self.sgd_start(W, options.random_state) if starts_with_sgd else self.linearize(W)
         self.result.W = self.at.W
         given = start.preconditioner  # that of a fit with another penalty
-        self.M = preconditioner(objective, self.order) if given is None else given.for_objective(objective)
+        self.M = self.new_preconditioner() if given is None else given.for_objective(objective)
         self.M.refresh(self.at)
-        self.sample, self.damping = RowSample.first(objective, self.order), RowDamping(objective)
         self.norm = dual_norm(self.M, self.at.gradient)
         if not np.isfinite(self.norm):  # weights as large as that have no place in the dtype
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
         self.radius, self.accuracy, self.since_refresh, self.smallest = 1.5 * self.norm, COARSEST, 0, np.inf
+
+    def run(self, max_iter, monitor):
+        """Iterate until the method or the monitor ends the fit; return the result."""
+        result = self.result
+        for _ in range(max_iter - len(result.history)):
+            monitor.begin()
+            self.iterate()
+            if monitor(result.W, result.history[-1]) or result.converged:
+                break
+            if self.is_stuck():
+                self.stop_on_precision()
+                break
+            self.adapt_model()
+        return self.finish()
+
+    def set_up_sampling(self, random_state):
+        """Set the random order of the rows, and the first sample and damping."""
+        self.order = random_state.permutation(self.objective.n_rows)
+        self.sample, self.damping = RowSample.first(self.objective, self.order), RowDamping(self.objective)
+
+    def new_preconditioner(self):
+        """Return the preconditioner, to be refreshed before use."""
+        return preconditioner(self.objective, self.order)
 
     def linearize(self, W):
         """Return the linearisation at W, and count the pass."""
@@ -162,7 +173,7 @@ class _Newton:
         full_step = self.is_lower and step_size == 1
         if self.may_be_proven():
             self.certify()
-        if not result.converged and self.sample.share == 1 and not self.damping.share.any():
+        if not result.converged and self.sample.share == 1 and not self.damping.is_active:
             self.estimate(solution, reached if full_step else None)  # such a model gives an estimate by itself
         trusted = full_step and self.decrease >= 0.5 * solution.decrease
         if not result.converged and trusted and solution.remaining(self.decrease, self.norm) <= result.target:

@@ -46,14 +46,7 @@ def proximal_newton(objective, start, options, monitor):
     result : Result
         Stopped on "gap", "precision" or "max_iter".
     """
-    run = _ProximalNewton(objective, start.W, options)
-    for _ in range(options.max_iter):
-        monitor.begin()
-        run.step()
-        run.judge()
-        if monitor(run.result.W, run.result.history[-1]) or run.result.converged or run.is_stuck():
-            break
-    return run.result
+    return ProximalNewton(objective, start.W, options).run(options.max_iter, monitor)
 
 
 def obstacle(objective):
@@ -61,7 +54,7 @@ def obstacle(objective):
     return None if objective.l1 else "needs alpha > 0 and l1_ratio > 0; solver='auto' does not"
 
 
-class _ProximalNewton:
+class ProximalNewton:
     """The state of a run.
 
     Attributes
@@ -77,9 +70,9 @@ class _ProximalNewton:
 
     def __init__(self, objective, W, options):
         self.objective, self.at = objective, None
-        self.order = options.random_state.permutation(objective.n_rows)
+        self.set_up_sampling(options.random_state)
         self.result = Result(W, objective.null_loss, options.tol, solver="proximal_newton")
-        self.coordinates = CentredCoordinates(objective)
+        self.coordinates = self.new_coordinates()
         V = self.coordinates.from_weights(W)
         if not W.any():
             V[:, objective.n_features :] = self.coordinates.null_intercepts
@@ -89,6 +82,24 @@ class _ProximalNewton:
         is_near = self.at.gap <= WARM * self.target
         self.n_sampled = objective.n_rows // (1 if is_near else FIRST_SAMPLE)
         self.result.W = self.at.W
+
+    def run(self, max_iter, monitor):
+        """Iterate until the method or the monitor ends the fit; return the result."""
+        for _ in range(max_iter):
+            monitor.begin()
+            self.step()
+            self.judge()
+            if monitor(self.result.W, self.result.history[-1]) or self.result.converged or self.is_stuck():
+                break
+        return self.result
+
+    def set_up_sampling(self, random_state):
+        """Set the random order of the rows."""
+        self.order = random_state.permutation(self.objective.n_rows)
+
+    def new_coordinates(self):
+        """Return the coordinates of the run."""
+        return CentredCoordinates(self.objective)
 
     @property
     def target(self):
@@ -178,11 +189,14 @@ class _ProximalNewton:
 
     def sample(self, m):
         """Return the positions of the rows for a Hessian over m coefficients; None for all."""
+        size = self.sample_size(m)
+        return None if size == self.objective.n_rows else np.sort(self.order[:size])
+
+    def sample_size(self, m):
+        """Return the number of rows for a Hessian over m coefficients."""
         n = self.objective.n_rows
         size = max(self.n_sampled, ROWS_EACH * m)
-        if size >= n or n * m**2 <= SMALL_WORK:
-            return None
-        return np.sort(self.order[:size])
+        return n if n * m**2 <= SMALL_WORK else min(size, n)
 
     def working_set(self, at):
         """Return the rows of V and the features of the coefficients that the next model covers, in C order.

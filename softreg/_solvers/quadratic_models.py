@@ -146,8 +146,12 @@ class HessianModel(Model):
 
     def __init__(self, coordinates, linearization, working, positions=None):
         super().__init__(coordinates, working, positions is None)
-        self.H, self.B = _hessian(coordinates, linearization, *working, positions)
+        self.H, self.B = self.sums_over_rows(linearization, positions)
         self.H[np.diag_indices_from(self.H)] += self.l2
+
+    def sums_over_rows(self, linearization, positions):
+        """Return the Hessian of the loss and a `Bound` of it, from the rows at positions."""
+        return hessian_and_bound(self.coordinates, linearization, *self.working, positions)
 
     def begin(self, slopes, damping):
         self.A = self.H + damping * self.B.matrix if damping else self.H
@@ -192,7 +196,7 @@ class ColumnModel(Model):
         _coordinate_descent.column_descent(*given, self.v, self.Z, self.means, self.g, tolerance, SWEEPS)
 
     def solve(self, S, slope):
-        H, B = _hessian(self.coordinates, self.linearization, *(part[S] for part in self.working))
+        H, B = hessian_and_bound(self.coordinates, self.linearization, *(part[S] for part in self.working))
         if self.damping:
             H += self.damping * B.matrix
         H[np.diag_indices_from(H)] += self.l2[S]
@@ -217,8 +221,8 @@ class ColumnModel(Model):
         return 0.25 * self.damping * (self.s @ spread)
 
 
-def _hessian(coordinates, linearization, classes, features, positions=None):
-    """Return the Hessian of the loss over the coefficients, (m, m), from the rows at positions, and a `_Bound` of it.
+def hessian_and_bound(coordinates, linearization, classes, features, positions=None):
+    """Return the Hessian of the loss over the coefficients, (m, m), from the rows at positions, and a `Bound` of it.
 
     With x_c and p_c the feature and the probability of a coefficient's class, the Hessian is the mean of
     (p_c [same class] - p_c p_d) x_c x_d over the rows.
@@ -227,7 +231,7 @@ def _hessian(coordinates, linearization, classes, features, positions=None):
     used, column = np.unique(features, return_inverse=True)
     H, scatter = np.zeros((m, m), order="F"), np.zeros((len(used), len(used)))
     if not m:
-        return H, _Bound(classes, column, scatter, c.n_classes)
+        return H, Bound(classes, features, scatter, c.n_classes)
     same_class = [slice(*np.searchsorted(classes, (k, k + 1))) for k in range(c.n_rows)]
     for rows, share in c.row_blocks(positions, max(64, BLOCK_NUMBERS // m)):
         X = c.centred_columns(rows, used)
@@ -239,14 +243,22 @@ def _hessian(coordinates, linearization, classes, features, positions=None):
         H = blas.dsyrk(-1.0, Y_c.T, beta=1.0, c=H, trans=1, overwrite_c=1)
         scatter += X @ X.T
     upper = np.triu(H)
-    return upper + np.triu(upper, 1).T, _Bound(classes, column, scatter, c.n_classes)
+    return upper + np.triu(upper, 1).T, Bound(classes, features, scatter, c.n_classes)
 
 
-class _Bound:
-    """The bound B of a Hessian, from the Gram matrix `scatter` of the features; made when it is needed."""
+class Bound:
+    """The bound B of a Hessian over coefficients, from the Gram matrix of their features; made when it is needed.
 
-    def __init__(self, classes, column, scatter, n_classes):
-        self.classes, self.column, self.scatter, self.n_classes = classes, column, scatter, n_classes
+    Parameters
+    ----------
+    classes, features : arrays (m,), the rows and columns of V of the coefficients
+    scatter : array (q, q), the Gram matrix of the q features that occur, in order
+    n_classes : int, K
+    """
+
+    def __init__(self, classes, features, scatter, n_classes):
+        self.classes, self.scatter, self.n_classes = classes, scatter, n_classes
+        self.column = np.unique(features, return_inverse=True)[1]
 
     @cached_property
     def matrix(self):

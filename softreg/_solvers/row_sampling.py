@@ -40,6 +40,10 @@ class RowSample:
         """Return a sample of twice as many rows, or of all."""
         return RowSample(self.objective, self.order, min(2 * self.size, self.objective.n_rows))
 
+    def complete(self):
+        """Return the sample of all rows."""
+        return RowSample(self.objective, self.order, self.objective.n_rows)
+
     @classmethod
     def first(cls, objective, order):
         """Return the first sample: a sixteenth of the rows, at least 10 a feature; or all rows if passes are short."""
@@ -70,6 +74,11 @@ class RowDamping:
 
     def __init__(self, objective):
         self.share = np.zeros(objective.n_rows, objective.dtype)
+
+    @property
+    def is_active(self):
+        """True if a row is damped."""
+        return self.share.any()
 
     def of(self, linearization):
         """Return the damped linearisation."""

@@ -1,0 +1,432 @@
+"""softreg.dask: the fit of one machine, over rows that lie on workers; real worker processes on the loopback."""
+
+import gc
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+
+import softreg
+
+dask = pytest.importorskip("dask", reason="softreg.dask needs dask")
+distributed = pytest.importorskip("distributed", reason="softreg.dask needs distributed")
+da = pytest.importorskip("dask.array", reason="softreg.dask needs dask.array")
+
+from shared import softmax_data, unfinished  # noqa: E402
+
+from softreg.dask import SoftmaxRegression, stream  # noqa: E402
+from softreg.dask import _client as client_module  # noqa: E402
+from softreg.dask import _newton as newton_module  # noqa: E402
+from softreg.dask import _proximal_newton as proximal_module  # noqa: E402
+from softreg.dask import _worker as worker_module  # noqa: E402
+
+N, D, K, ROWS = 2000, 6, 3, 700  # chunks of 700 rows: the last one is shorter
+# Dask and its dependencies warn of their own affairs.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def cluster(n_workers, processes=False, **options):
+    """Return a local cluster; workers in this process start at once, and speak to each other as others do."""
+    options |= {"host": "127.0.0.1"} if processes else {}
+    return distributed.LocalCluster(
+        n_workers=n_workers, threads_per_worker=1, processes=processes, dashboard_address=":0", **options
+    )
+
+
+@pytest.fixture(scope="module")
+def client():
+    with cluster(2) as two, distributed.Client(two) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A cluster of two processes."""
+    with cluster(2, processes=True) as two:
+        yield two
+
+
+@pytest.fixture(scope="module")
+def data():
+    return softmax_data(N, D, K)
+
+
+def chunked(*arrays, rows=ROWS):
+    return tuple(da.from_array(a, chunks=(rows, *a.shape[1:])) for a in arrays)
+
+
+def one_machine(**parameters):
+    return softreg.SoftmaxRegression(random_state=0, tol=1e-9, **parameters)
+
+
+def on_dask(**parameters):
+    return SoftmaxRegression(random_state=0, tol=1e-9, **parameters)
+
+
+def assert_same_fit(model, reference):
+    """Both are within tol=1e-9 of the minimum, so far nearer to each other than what is asked here."""
+    assert model.stopped_on_ in ("gap", "estimate")
+    assert abs(model.history_["loss"][-1] - reference.history_["loss"][-1]) < 1e-6
+    # a gap of 1e-9 F over the least curvature, alpha = 1e-4, allows for sqrt(2e-5) at the very most
+    assert_allclose(model.coef_, reference.coef_, atol=5e-3)
+    assert_allclose(model.intercept_, reference.intercept_, atol=5e-3)
+    assert_array_equal(model.classes_, reference.classes_)
+
+
+def bytes_on_workers(client):
+    """Return how many results the workers hold, once they have had the time to let go."""
+    for _ in range(50):
+        gc.collect()
+        held = sum(client.run(lambda dask_worker: len(dask_worker.data)).values())
+        if not held:
+            break
+        time.sleep(0.05)
+    return held
+
+
+# --- the same model -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("persist", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fit_equals_that_of_one_machine(client, data, dtype, persist):
+    X, y = data[0].astype(dtype), data[1]
+    tol = 1e-9 if dtype == np.float64 else 1e-5  # float32 has no digits for more
+    model = on_dask(persist=persist).set_params(tol=tol).fit(*chunked(X, y))
+    reference = one_machine().set_params(tol=tol).fit(X, y)
+    assert model.coef_.dtype == dtype
+    # tol=1e-5 leaves 1e-5 of a loss below 1
+    assert abs(model.history_["loss"][-1] - reference.history_["loss"][-1]) < max(1e-6, tol)
+    assert model.optimality_gap_ < 1e-2
+
+
+def test_bits_do_not_depend_on_the_number_of_workers(data):
+    X, y = chunked(*data, rows=110)  # 19 chunks: sums of sums
+    fits = []
+    for n_workers in (1, 2, 4):
+        with cluster(n_workers) as local, distributed.Client(local):
+            fits.append(SoftmaxRegression(random_state=0).fit(X, y))
+    for other in fits[1:]:
+        assert_array_equal(other.coef_, fits[0].coef_)
+        assert_array_equal(other.history_["loss"], fits[0].history_["loss"])
+
+
+@pytest.mark.parametrize("case", ["weights", "strings", "soft", "balanced", "class weights", "two classes", "smoothing",
+                                  "no intercept"])  # fmt: skip
+def test_labels_weights_and_targets(client, data, case):
+    X, y = data
+    rng, weight, parameters = np.random.default_rng(0), None, {}
+    if case == "weights":
+        weight = rng.random(N)
+        weight[:ROWS] = 0  # a chunk without weight
+    elif case == "strings":
+        y = np.array(["some", "other", "third"], object)[y]
+    elif case == "soft":
+        y = rng.dirichlet(np.ones(K), N)
+    elif case == "balanced":
+        parameters, weight = {"class_weight": "balanced"}, rng.random(N)
+    elif case == "class weights":
+        parameters = {"class_weight": {0: 1.0, 1: 3.0, 2: 0.5}}
+    elif case == "two classes":
+        y = y > 0
+    elif case == "smoothing":
+        parameters = {"label_smoothing": 0.1}
+    elif case == "no intercept":
+        parameters = {"fit_intercept": False}
+    lazy = chunked(X, y) if weight is None else chunked(X, y, weight)
+    assert_same_fit(on_dask(**parameters).fit(*lazy), one_machine(**parameters).fit(X, y, weight))
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "csr"])
+def test_l1(client, data, form, monkeypatch):
+    X, y = form(np.hstack([data[0], np.random.default_rng(0).normal(size=(N, 5))])), data[1]  # five features of noise
+    parts = [dask.delayed(X[start : start + ROWS]) for start in range(0, N, ROWS)]
+    lazy = da.concatenate([
+        da.from_delayed(part, (min(ROWS, N - start), D + 5), X.dtype, meta=form(np.empty((0, D + 5))))
+        for part, start in zip(parts, range(0, N, ROWS), strict=True)
+    ])  # fmt: skip
+    parameters = {"alpha": 1e-2, "l1_ratio": 0.8}
+    reference = one_machine(**parameters).fit(X, y)
+    model = on_dask(**parameters).fit(lazy, da.from_array(y, chunks=ROWS))
+    assert model.solver_ == "proximal_newton"
+    assert_same_fit(model, reference)
+    assert_array_equal(model.coef_ == 0, reference.coef_ == 0)
+    monkeypatch.setattr("softreg._solvers.proximal_newton.SMALL_WORK", 0.0)  # Hessians of samples
+    assert_same_fit(on_dask(**parameters).fit(lazy, da.from_array(y, chunks=ROWS)), reference)
+    monkeypatch.setattr(proximal_module, "LARGEST", 5)
+    with pytest.raises(ValueError, match="at most 5 coefficients"):
+        on_dask(**parameters).fit(lazy, da.from_array(y, chunks=ROWS))
+
+
+def test_csr_chunks(client):
+    X = sparse.random_array((1000, 300), density=0.02, format="csr", rng=np.random.default_rng(0))
+    y = softmax_data(1000, 5, K)[1]
+    parts = [X[start : start + 250] for start in range(0, 1000, 250)]
+    lazy = da.concatenate([
+        da.from_delayed(dask.delayed(part), part.shape, X.dtype, meta=sparse.csr_array((0, 300))) for part in parts
+    ])  # fmt: skip
+    model = on_dask(alpha=1e-2).fit(lazy, da.from_array(y, chunks=250))
+    reference = one_machine(alpha=1e-2).fit(X, y)
+    assert_same_fit(model, reference)
+    assert_array_equal(model.predict(lazy).compute(), reference.predict(X))
+
+
+def test_dataframes(client, data):
+    dd = pytest.importorskip("dask.dataframe", reason="needs dask.dataframe")
+    pd = pytest.importorskip("pandas", reason="needs pandas")
+    frame = pd.DataFrame(data[0], columns=list("abcdef"))
+    lazy = dd.from_pandas(frame.assign(label=data[1]), npartitions=3)
+    X, y = lazy[list("abcdef")], lazy["label"]
+    model, reference = on_dask().fit(X, y), one_machine().fit(frame, data[1])
+    assert_same_fit(model, reference)
+    assert_array_equal(model.feature_names_in_, reference.feature_names_in_)
+    assert_array_equal(model.predict(X).compute(), reference.predict(frame))
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(X[list("abcdf")]).compute()
+
+
+def test_samples_damping_and_blocks(client, monkeypatch):
+    """Newton's method of large problems: SGD, samples of the rows, row damping, and rows taken anew for `Blocks`."""
+    rng = np.random.default_rng(0)
+    n, d, classes = 4000, 60, 9
+    X = rng.normal(size=(n, d)) * (rng.random((n, d)) < 0.05) * 1000  # rows of very different lengths
+    y = (X @ rng.normal(size=(d, classes)) / 400 + rng.gumbel(size=(n, classes))).argmax(axis=1)
+    monkeypatch.setattr("softreg._solvers.row_sampling.SAMPLE_WORK", 1.0)
+    monkeypatch.setattr(newton_module, "ROWS", 1000)
+    monkeypatch.setattr(newton_module, "FEWEST_ROWS", 1000)
+    monkeypatch.setattr(newton_module, "LONG_SOLVE", 1)
+    used = set()
+    for owner, name in ((newton_module.RowsPreconditioner, "_blocks"), (newton_module.ChunkSamples, "of"),
+                        (newton_module.DistributedNewton, "sgd_start")):  # fmt: skip
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, m=method, name=name: used.add(name) or m(*a))
+    damped = []
+    update = newton_module.ChunkDamping.update
+    monkeypatch.setattr(newton_module.ChunkDamping, "update",
+                        lambda self, *a: update(self, *a) or damped.append(self.is_active))  # fmt: skip
+    weight = rng.random(n)
+    model = on_dask().set_params(tol=1e-6).fit(*chunked(X, y, weight, rows=2000))
+    assert used == {"_blocks", "of", "sgd_start"} and any(damped)
+    monkeypatch.undo()
+    reference = one_machine().set_params(tol=1e-6).fit(X, y, weight)
+    assert abs(model.history_["loss"][-1] - reference.history_["loss"][-1]) < 1e-6
+
+
+@unfinished
+def test_warm_start_and_early_stopping(client, data):
+    X, y = chunked(*data)
+    model = on_dask(warm_start=True).fit(X, y)
+    assert model.fit(X, y).n_iter_ <= 2
+    model = SoftmaxRegression(early_stopping=True, random_state=0, tol=1e-3).fit(X, y)
+    reference = softreg.SoftmaxRegression(early_stopping=True, random_state=0, tol=1e-3).fit(*data)
+    # other rows are held out, 200 of them: a standard deviation of their accuracy is .03
+    assert abs(model.history_["validation_score"][-1] - reference.history_["validation_score"][-1]) < 0.15
+
+
+# --- shapes of the input --------------------------------------------------------------------------------------------
+
+
+def test_chunks_are_brought_into_line(client, data):
+    X, y = data
+    reference = one_machine().fit(X, y)
+    lazy = da.from_array(X, chunks=(500, 2))
+    assert_same_fit(on_dask().fit(lazy, da.from_array(y, chunks=700)), reference)  # columns in chunks, other rows in y
+    assert_same_fit(on_dask().fit(lazy, y), reference)
+    unknown = da.from_array(X, chunks=(500, 2))[da.ones(N, dtype=bool, chunks=500)]
+    labels = da.from_array(y, chunks=500)
+    assert_same_fit(on_dask().fit(unknown, labels), reference)
+    with pytest.raises(ValueError, match=r"compute_chunk_sizes"):
+        on_dask().fit(unknown, labels.rechunk(400))
+    with pytest.raises(ValueError, match=r"compute_chunk_sizes"):
+        on_dask().fit(unknown, y)
+    with pytest.raises(ValueError, match=r"chunk 0: X has 500 rows, y 400"):
+        on_dask().fit(unknown, da.from_array(y, chunks=((400, 600, 500, 500),)))
+
+
+def test_empty_chunks_are_left_out(client, data):
+    X, y = chunked(*data, rows=500)
+    keep = da.from_array(np.arange(N) >= 500, chunks=500)
+    assert_same_fit(on_dask().fit(X[keep], y[keep]), one_machine().fit(data[0][500:], data[1][500:]))
+
+
+def test_bad_input_is_named(client, data):
+    X, y = data
+    broken = X.copy()
+    broken[700, 2] = np.nan
+    with pytest.raises(ValueError, match=r"chunk 1: Input X contains NaN"):
+        on_dask().fit(*chunked(broken, y))
+    with pytest.raises(ValueError, match=r"only one class: 1"):
+        on_dask().fit(*chunked(X, np.ones(N, int)))
+    with pytest.raises(ValueError, match=r"sums to zero"):
+        on_dask().fit(*chunked(X, y, np.zeros(N)))
+    with pytest.raises(ValueError, match=r"X has 2000 rows, y has 1999"):
+        on_dask().fit(da.from_array(X, chunks=(300, D)), da.from_array(y[1:], chunks=300))
+    with pytest.raises(TypeError, match=r"X is ndarray"):
+        on_dask().fit(X, chunked(y)[0])
+    with pytest.raises(ValueError, match=r"solver='dual' needs all rows"):
+        on_dask(solver="dual").fit(*chunked(X, y))
+
+
+def test_rows_that_do_not_fit_are_read_again_with_a_warning(client, data, monkeypatch):
+    X, y = chunked(*data)
+    reference = on_dask().fit(X, y)
+    monkeypatch.setattr(worker_module, "memory_limit", lambda dask_worker: 50_000)  # each of two; X has 96,000 bytes
+    with pytest.warns(UserWarning, match=r"X takes 93.75 kiB.* computed again in every pass"):
+        model = on_dask().fit(X, y)
+    assert_array_equal(model.coef_, reference.coef_)
+
+
+# --- prediction ---------------------------------------------------------------------------------------------------
+
+
+def test_prediction_is_lazy_on_dask_and_eager_on_numpy(client, data):
+    X, y = data
+    lazy, labels = chunked(X, y)
+    model = on_dask().fit(lazy, labels)
+    for name in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
+        found, eager = getattr(model, name)(lazy), getattr(model, name)(X)
+        assert isinstance(found, da.Array) and isinstance(eager, np.ndarray)
+        assert found.shape == eager.shape and found.dtype == eager.dtype
+        assert_array_equal(found.compute(), eager)
+    score = model.score(lazy, labels)
+    assert isinstance(score, da.Array) and isinstance(model.score(X, y), float)
+    # chunks' scores are added up: rounding
+    assert float(score) == pytest.approx(model.score(X, y), rel=1e-12)
+    weight = np.random.default_rng(0).random(N)
+    found = float(model.score(lazy, labels, chunked(weight)[0]))
+    assert found == pytest.approx(model.score(X, y, weight), rel=1e-12)
+    before = model.predict(lazy)
+    expected = model.predict(X)
+    model.fit(lazy, 2 - labels)  # what is lazy keeps the model of its time
+    assert_array_equal(before.compute(), expected)
+
+
+# --- streams ------------------------------------------------------------------------------------------------------
+
+
+def test_stream_equals_partial_fit_chunk_by_chunk(client, data):
+    X, y = data
+    by_hand = softreg.SoftmaxRegression(random_state=0)
+    for start in range(0, N, ROWS):
+        by_hand.partial_fit(X[start : start + ROWS], y[start : start + ROWS], classes=range(K))
+    for model in (softreg.SoftmaxRegression(random_state=0), SoftmaxRegression(random_state=0)):
+        assert stream(model, *chunked(X, y)) is model
+        assert_array_equal(model.coef_, by_hand.coef_)
+        assert_array_equal(model.stream_history_["loss"], by_hand.stream_history_["loss"])
+    model = SoftmaxRegression(random_state=0).partial_fit(*chunked(X, y))
+    assert_array_equal(model.coef_, by_hand.coef_)
+    assert model.partial_fit(*chunked(X, y)).n_iter_ == 6  # goes on
+    assert bytes_on_workers(client) == 0
+
+
+def test_stream_errors_name_the_chunk_and_leave_the_model(client, data):
+    X, y = data
+    broken = X.copy()
+    broken[700, 2] = np.inf
+    model = softreg.SoftmaxRegression()
+    with pytest.raises(ValueError, match="chunk 1: Input X contains infinity"):
+        stream(model, *chunked(broken, y))
+    assert not hasattr(model, "classes_")
+
+
+# --- progress -----------------------------------------------------------------------------------------------------
+
+
+def test_verbose_and_callbacks(client, data, capsys):
+    X, y = chunked(*data)
+    seen = []
+
+    class Recorder:
+        def setup(self, estimator, context):
+            pass
+
+        def teardown(self, estimator, context):
+            pass
+
+        def on_fit_task_begin(self, estimator, context):
+            pass
+
+        def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+            if context.parent is not None:
+                seen.append(float(fitted_estimator.score(X, y)))
+            return len(seen) == 2
+
+    model = SoftmaxRegression(verbose=1, tol=0.0).set_callbacks(Recorder()).fit(X, y)
+    assert model.stopped_on_ == "callback" and model.n_iter_ == len(seen) == 2
+    assert capsys.readouterr().out.count("loss") == 2
+    assert seen[-1] == float(model.score(X, y))
+
+
+# --- clients and faults -------------------------------------------------------------------------------------------
+
+
+def test_without_a_client_a_local_one_is_announced(client, data, monkeypatch):
+    def none():
+        raise ValueError("No global client found and no address provided")
+
+    monkeypatch.setattr(client_module, "get_client", none)
+    with pytest.warns(UserWarning, match=r"no dask.distributed client") as caught:
+        model = on_dask().fit(*chunked(*data))
+    assert caught[0].filename == __file__
+    assert_same_fit(model, one_machine().fit(*data))
+
+
+def test_workers_are_freed_after_a_fit_an_error_and_an_interrupt(client, data, monkeypatch):
+    X, y = chunked(*data)
+    on_dask().fit(X, y)
+    assert bytes_on_workers(client) == 0
+
+    def interrupt(self, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(newton_module.DistributedNewton, "iterate", interrupt)
+    model = on_dask()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        model.fit(X, y)
+    assert bytes_on_workers(client) == 0, caught  # which still refers to the frames of the fit
+    assert not hasattr(model, "coef_")
+
+
+def test_a_killed_worker_costs_time_and_not_the_model(processes, data, monkeypatch):
+    X, y = chunked(*data)
+    with distributed.Client(processes) as client:
+        reference = on_dask().fit(X, y)
+        iterate, killed = newton_module.DistributedNewton.iterate, []
+
+        def kill_once(self):
+            if not killed:
+                killed.extend(client.run(os.getpid).values())
+                threading.Timer(0.02, os.kill, (killed[0], signal.SIGKILL)).start()  # while chunks are computed
+                time.sleep(0.01)
+            iterate(self)
+
+        monkeypatch.setattr(newton_module.DistributedNewton, "iterate", kill_once)
+        model = on_dask().fit(X, y)
+        assert killed
+    assert_array_equal(model.coef_, reference.coef_)
+
+
+def test_another_version_of_softreg_is_refused_by_name(processes, data):
+    with distributed.Client(processes) as client:
+        worker = next(iter(client.run(os.getpid)))
+        client.run(lambda: setattr(__import__("softreg"), "__version__", "0.0.1"), workers=[worker])
+        with pytest.raises(RuntimeError, match=rf"{worker} has 0\.0\.1"):
+            on_dask().fit(*chunked(*data))
+
+
+def test_what_travels_does_not_grow_with_the_rows(client, data):
+    X, y = data
+    traffic = []
+    for times in (1, 4):
+        lazy = chunked(np.tile(X, (times, 1)), np.tile(y, times), rows=ROWS * times)
+        model = on_dask().set_params(tol=1e-3).fit(*lazy)
+        assert model.traffic_.pop("bytes_of_rows") == (X.nbytes + y.nbytes + 8 * N) * times  # so few rows all come
+        traffic.append(model.traffic_)
+    assert traffic[0] == traffic[1]
+    # W or V goes out, a sum of float64 comes back: both K (d + 1) numbers, and some passes bring less
+    assert traffic[0]["bytes_received"] <= traffic[0]["passes"] * (8 * K * (D + 1) + 8)
