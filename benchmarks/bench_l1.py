@@ -1,7 +1,7 @@
 """l1 and elastic net: seconds until a fit is within 1e-3 of the null model's loss from the optimum.
 
-softreg, LogisticRegression(solver="saga") and Cyanure fit raw features from a cold start; README.md says how numbers
-are taken. Without SOFTREG_DATA it runs on the data sets of scikit-learn.
+softreg, LogisticRegression(solver="saga") and Cyanure fit raw features from a cold start; README.md says how the
+numbers are taken. Without SOFTREG_DATA it runs on the data sets of scikit-learn.
 """
 
 import argparse

@@ -358,7 +358,7 @@ def test_verbose_and_callbacks(client, data, capsys):
 
     model = SoftmaxRegression(verbose=1, tol=0.0).set_callbacks(Recorder()).fit(X, y)
     assert model.stopped_on_ == "callback" and model.n_iter_ == len(seen) == 2
-    assert capsys.readouterr().out.count("loss") == 2
+    assert capsys.readouterr().out.count("  loss ") == 2  # a line an iteration
     assert seen[-1] == float(model.score(X, y))
 
 
