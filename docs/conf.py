@@ -37,6 +37,7 @@ default_role = "py:obj"
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
+mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"  # the same for every Sphinx
 myst_fence_as_directive = ["mermaid"]
 mermaid_height, mermaid_fullscreen = "auto", False
 

@@ -309,7 +309,7 @@ class PathDisplay:
         elif kind == "nonzeros":
             self._plot_band(alphas, np.count_nonzero(coefs, axis=(2, 3)), "coefficients that are not zero", kwargs)
         else:
-            self._plot_band(alphas, np.atleast_2d(self.scores), "score on held-out rows", kwargs)
+            self._plot_band(alphas, np.atleast_2d(np.asarray(self.scores)), "score on held-out rows", kwargs)
         self._scale_axis(alphas)
         if self.alpha is not None:
             self.ax_.axvline(self.alpha, color="black", linestyle="--", linewidth=1, label=f"chosen: {self.alpha:.2g}")
@@ -493,7 +493,7 @@ class CoefficientDisplay:
             raise ValueError(f"image_shape={image_shape} does not match {coef.shape[1]} features")
         names = [f"x{j}" for j in range(coef.shape[1])] if self.feature_names is None else self.feature_names
         names = _of_length(names, coef.shape[1], "feature_names")
-        titles = np.arange(len(coef)) if self.class_names is None else self.class_names
+        titles = np.arange(len(coef)) if self.class_names is None else np.asarray(self.class_names)
         columns = min(len(coef), 5 if image_shape else 3)
         rows = -(-len(coef) // columns)
         height = 1.8 if image_shape else 0.6 + 0.25 * min(n_features, coef.shape[1])
