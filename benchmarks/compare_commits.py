@@ -5,7 +5,8 @@
 
 Each commit is built into a temporary folder, with the packages of the environment that runs this script; the extra
 `test` has all that a build needs. A process for each commit then takes turns with the other: the same fits, on the same
-data, at parameters that all versions know, mostly the defaults. Beside the times stands the loss that was reached.
+data, on one thread, at parameters that all versions know, mostly the defaults. Times are those of the processor, which
+other programs hardly disturb. Beside them stands the loss that was reached.
 
 A case counts as slower if the median over the rounds of the ratio of the two times, and the ratio of the two fastest
 times, are both above --limit: a neighbour on the machine moves one of them, seldom both. The exit code is then 1.
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,12 +41,13 @@ def make_cases(small):
     def labels(X, K):
         return (X @ rng.normal(size=(X.shape[1], K)) + rng.gumbel(size=(X.shape[0], K))).argmax(axis=1)
 
-    raw = rng.normal(size=(2000 * size, 20)) * np.geomspace(1e-2, 1e2, 20) + 5  # unscaled features
+    scaled = rng.normal(size=(2000 * size, 20))
+    raw = scaled * np.geomspace(1e-2, 1e2, 20) + 5
     embedding = rng.normal(size=(500 * size, 16)) @ rng.normal(size=(16, 256)) + rng.normal(size=(500 * size, 256))
     embedding = embedding.astype(np.float32)
     text = sparse.random(1000 * size, 5000, density=0.01, format="csr", random_state=0)
     data = {
-        "raw": (raw, labels(raw / raw.std(axis=0), 5)), "embedding": (embedding, labels(embedding / 16, 50)),
+        "raw": (raw, labels(scaled, 5)), "embedding": (embedding, labels(embedding / 16, 50)),
         "text": (text, labels(text, 10)), "digits": load_digits(return_X_y=True),
     }  # fmt: skip
 
@@ -65,16 +67,16 @@ def make_cases(small):
 
 
 def worker(small):
-    """Print the names of the cases, then run each case whose name is read; print seconds and loss."""
+    """Print the names of the cases, then run each case whose name is read; print seconds of the processor and loss."""
     import warnings
 
     warnings.simplefilter("ignore")  # what a fit warns of does not matter for its speed
     cases = make_cases(small)
     print("\t".join(cases), flush=True)
     for line in sys.stdin:
-        start = perf_counter()
+        start = process_time()
         loss = cases[line.rstrip("\n")]()
-        print(perf_counter() - start, loss, flush=True)
+        print(process_time() - start, loss, flush=True)
 
 
 # --- in the process that compares -------------------------------------------------------------------------------------
@@ -109,7 +111,7 @@ class Worker:
         return line.rstrip("\n")
 
     def run(self, case):
-        """Return the seconds that the case took, and its loss."""
+        """Return the seconds of the processor that the case took, and its loss."""
         print(case, file=self.process.stdin, flush=True)
         return tuple(map(float, self._answer().split()))
 

@@ -28,8 +28,7 @@ QUERIES = {"openmp_enabled", "simd_level", "max_threads"}
 def functions(module):
     """Public callables that a module defines itself, by name."""
     own = {name: obj for name, obj in vars(module).items() if callable(obj) and not name.startswith("_")}
-    # the second: Cython 3.1 gives fused functions the module of their type
-    return {name: obj for name, obj in own.items() if obj.__module__ in (module.__name__, type(obj).__module__)}
+    return {name: obj for name, obj in own.items() if obj.__module__ == module.__name__}
 
 
 EXTENSIONS = (_core, _dual_ascent, _coordinate_descent)
