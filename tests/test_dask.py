@@ -231,6 +231,16 @@ def test_warm_start_and_early_stopping(client, data):
 # --- shapes of the input --------------------------------------------------------------------------------------------
 
 
+@unfinished
+@pytest.mark.parametrize("persist", [True, False])
+def test_held_out_rows_and_damping_leave_nothing_behind(client, data, persist, monkeypatch):
+    monkeypatch.setattr("softreg._solvers.row_sampling.SAMPLE_WORK", 1.0)
+    X, y = chunked(100 * data[0], data[1])
+    model = SoftmaxRegression(early_stopping=True, random_state=0, persist=persist, max_iter=5).fit(X, y)
+    assert len(model.history_["validation_loss"]) == model.n_iter_
+    assert bytes_on_workers(client) == 0
+
+
 def test_chunks_are_brought_into_line(client, data):
     X, y = data
     reference = one_machine().fit(X, y)

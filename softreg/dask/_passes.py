@@ -104,17 +104,84 @@ class KeptPasses(Passes):
 
 
 class RereadPasses(Passes):
-    """Rows are computed again in each pass, with all that follows from them; only small results are kept."""
+    """Rows are computed again in each pass, with all that follows from them; only small results are kept.
+
+    Columns hold recipes. A pass runs one task a chunk beside those that load it, whatever there is to compute.
+
+    Parameters
+    ----------
+    client : Client
+    blocks : list of Delayed, the data of each chunk
+    """
+
+    def __init__(self, client, blocks):
+        super().__init__(client)
+        self.blocks = blocks
 
     def _map(self, function, columns, shared):
-        shared = {name: delayed(value, pure=False) for name, value in shared.items()}
-        return [delayed(function, pure=False)(*entries, **shared) for entries in zip(*columns, strict=True)]
+        return [Recipe(function, entries, shared) for entries in zip(*columns, strict=True)]
 
     def _submit(self, function, *arguments):
-        return delayed(function, pure=False)(*arguments)
+        return delayed(function, pure=False)(*self._tasks(arguments))
 
-    def _stored(self, tasks, is_small):
-        return self.client.persist(tasks) if is_small else tasks
+    def _stored(self, recipes, is_small):
+        """Return the column; small results are computed now, by tasks that stay."""
+        if not is_small:
+            return recipes
+        stored = self.hold(self.client.compute(self._tasks(recipes)))
+        return [Kept(future, recipe.number) for future, recipe in zip(stored, recipes, strict=True)]
 
     def _futures(self, tasks):
-        return self.client.compute(tasks)
+        return self.client.compute(self._tasks(tasks))
+
+    def _tasks(self, tasks):
+        """Return Delayed for the recipes among the tasks."""
+        run = delayed(computed, pure=False)
+        return [
+            run(task, self.blocks[task.number], task.futures()) if isinstance(task, Recipe) else task for task in tasks
+        ]
+
+
+class Kept:
+    """A result that a worker keeps, as an entry of a recipe; on the worker its key stands for it."""
+
+    def __init__(self, future, number):
+        self.future, self.key, self.number = future, future.key, number
+
+    def __getstate__(self):
+        return {"key": self.key, "number": self.number}
+
+
+class Recipe:
+    """A function and its arguments for one chunk, of which some are recipes, to be computed together.
+
+    Attributes
+    ----------
+    number : int, of the chunk
+    reads_data : bool, True if the function takes the number and the data of the chunk
+    """
+
+    def __init__(self, function, entries, shared):
+        self.function, self.entries, self.shared = function, entries, shared
+        of_chunk = [entry.number for entry in entries if isinstance(entry, Recipe | Kept)]
+        self.reads_data, self.number = not of_chunk, of_chunk[0] if of_chunk else entries[0]
+
+    def futures(self):
+        """Return the futures of kept results by key."""
+        found = {e.key: e.future for e in self.entries if isinstance(e, Kept)}
+        for entry in self.entries:
+            found |= entry.futures() if isinstance(entry, Recipe) else {}
+        return found
+
+
+def computed(recipe, block, kept, known=None):
+    """Return the result of a recipe, from the data of its chunk and from kept results by key; each part once."""
+    known = {} if known is None else known
+    if id(recipe) not in known:
+        entries = [
+            computed(e, block, kept, known) if isinstance(e, Recipe) else kept[e.key] if isinstance(e, Kept) else e
+            for e in recipe.entries
+        ]
+        data = block if recipe.reads_data else ()
+        known[id(recipe)] = recipe.function(*entries, *data, **recipe.shared)
+    return known[id(recipe)]

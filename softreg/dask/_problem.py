@@ -75,7 +75,8 @@ def checked_chunks(estimator, client, X, y, sample_weight, persist):
     if persist == "auto":
         persist = bool(futures_of(X)) or _has_room(client, X, chunks)
     if not persist:
-        return RereadPasses(client), chunks
+        passes = RereadPasses(client, [delayed(tuple)(blocks) for blocks in zip(*columns, strict=True)])
+        return passes, passes.each(_worker.check_chunk, list(range(len(chunks))), **settings)
     passes = KeptPasses(client)
     return passes, passes.hold(client.compute(chunks))
 
