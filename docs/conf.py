@@ -73,7 +73,7 @@ intersphinx_timeout = 5
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"\.py$",
+    "filename_pattern": r"/(?!dask_)[^/]*\.py$",  # those of Dask start processes that import them; shown, not run
     "within_subsection_order": "ExampleTitleSortKey",
     "abort_on_example_error": True,
     "show_memory": False,
