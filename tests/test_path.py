@@ -336,7 +336,9 @@ def test_balanced_classes_are_balanced_over_all_rows():
     assert np.array_equal(balanced.coefs_paths_, same.coefs_paths_)
 
 
-@pytest.mark.parametrize("scoring", ["accuracy", "balanced_accuracy", "f1", "f1_macro", "neg_brier_score"])
+@pytest.mark.parametrize(
+    "scoring", ["accuracy", "average_precision", "balanced_accuracy", "f1", "f1_macro", "neg_brier_score"]
+)
 def test_scoring_names_with_labels_that_are_names(scoring):
     """"f1" among them, which has to be told which of two names is the positive one."""
     X, y = data(2)
