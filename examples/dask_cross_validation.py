@@ -1,4 +1,9 @@
-"""Cross-validation of the one-machine estimator on the workers of a Dask cluster, by joblib's backend."""
+"""
+Cross-validation on a Dask cluster
+==================================
+
+The estimator of one machine is cross-validated on the workers of a cluster, by joblib's backend.
+"""
 
 import joblib
 import numpy as np

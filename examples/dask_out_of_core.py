@@ -1,4 +1,8 @@
-"""Train on a file ten times larger than the memory its rows may take: in one pass, and to the optimum. Small here.
+"""
+Larger than memory, with Dask
+=============================
+
+Train on a file ten times larger than the memory its rows may take: in one pass, and to the optimum. Small here.
 
 `stream` learns the chunks one after the other, each once. `fit(persist=False)` reads them again in every pass, until it
 has converged. Both hold a few chunks at a time; the worker's peak of memory is printed.

@@ -259,7 +259,7 @@ def test_the_dual_point_of_a_short_step_has_the_gradient_of_the_model(kind):
 @pytest.mark.parametrize("kind", ["plain", "elastic net", "binary", "many classes", "sparse"])
 def test_a_model_proves_more_than_the_points_at_both_ends_of_its_step(kind):
     objective = problem(**KINDS[kind])
-    run = solver._ProximalNewton(objective, objective.zeros(), Options(100, 1e-4, np.random.RandomState(0)))
+    run = solver.ProximalNewton(objective, objective.zeros(), Options(100, 1e-4, np.random.RandomState(0)))
     while run.decrease > 1e-3:
         at = run.at
         run.step()
