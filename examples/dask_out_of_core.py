@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 import softreg
 from softreg.dask import SoftmaxRegression, stream
 
-ROWS, CHUNK, FEATURES, CLASSES = 600_000, 15_000, 50, 4
+ROWS, CHUNK, FEATURES, CLASSES = 960_000, 16_000, 50, 4
 ALLOWED = ROWS * FEATURES * 4 // 10  # bytes
 
 
