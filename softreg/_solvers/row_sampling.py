@@ -40,10 +40,6 @@ class RowSample:
         """Return a sample of twice as many rows, or of all."""
         return RowSample(self.objective, self.order, min(2 * self.size, self.objective.n_rows))
 
-    def complete(self):
-        """Return the sample of all rows."""
-        return RowSample(self.objective, self.order, self.objective.n_rows)
-
     @classmethod
     def first(cls, objective, order):
         """Return the first sample: a sixteenth of the rows, at least 10 a feature; or all rows if passes are short."""

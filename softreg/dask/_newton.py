@@ -127,9 +127,6 @@ class ChunkSamples:
     def doubled(self):
         return ChunkSamples(self.objective, self.seeds, min(2 * self.share, 1.0))
 
-    def complete(self):
-        return ChunkSamples(self.objective, self.seeds, 1.0)
-
     def of(self, linearization):
         return linearization if self.samples is None else linearization.with_samples(self.samples)
 
