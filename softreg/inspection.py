@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
@@ -441,8 +440,9 @@ class CoefficientDisplay:
         ['petal width (cm)', 'petal length (cm)']
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        coef, labels = _fitted(estimator, "coef_"), np.asarray(estimator.classes_)
-        coef, labels = coef.toarray() if issparse(coef) else np.asarray(coef), labels[-coef.shape[0] :]
+        coef: Any = _fitted(estimator, "coef_")
+        coef = coef.toarray() if hasattr(coef, "toarray") else np.asarray(coef)  # sparse after `sparsify`
+        labels = np.asarray(estimator.classes_)[-len(coef) :]
         if scale is not None:
             coef = coef * _of_length(scale, coef.shape[1], "scale")
         if feature_names is None:
