@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from softreg import SoftmaxRegression, _preconditioners
 from softreg._duality import lower_bound
 from softreg._objective import Objective
+from softreg._preconditioners import exact
 from softreg._solvers import dual_ascent
 from softreg._threads import single_threaded_blas
 
@@ -161,7 +162,7 @@ def test_no_claim_that_a_better_optimum_contradicts(seeds):
 @pytest.mark.parametrize("seeds", [range(100, 110), range(110, 120)], ids=str)
 def test_no_claim_with_the_means_of_large_problems(seeds, monkeypatch):
     """The preconditioners of large problems, and dual ascent before Newton's method, on small ones."""
-    for module in (_preconditioners, dual_ascent):
+    for module in (_preconditioners, exact, dual_ascent):
         monkeypatch.setattr(module, "EXACT_SIZE", 0)
     for seed in seeds:
         check_claims(*problem(seed), seed)
@@ -246,7 +247,7 @@ def test_ends_of_the_range(form, solver, dtype, size, large, monkeypatch, capfd)
     With a penalty the same, or, where the penalty keeps the coefficients of small features at nothing, F is that of
     the class shares."""
     if large:
-        for module in (_preconditioners, dual_ascent):
+        for module in (_preconditioners, exact, dual_ascent):
             monkeypatch.setattr(module, "EXACT_SIZE", 0)
     X, y = raw(60, 4, 3)
     for alpha in (0.0, 1e-4):
@@ -282,7 +283,8 @@ def test_newton_at_the_ends_of_the_range(size, form):
 def test_small_features_beside_large_ones_are_not_forgotten(monkeypatch):
     """The diagonal had a floor in units of the largest: the features under 1e-5 of it cost ever more passes, until a
     loss of 1.27 was estimated to be within 1e-4 of its minimum of 0.78."""
-    monkeypatch.setattr(_preconditioners, "EXACT_SIZE", 0)
+    for module in (_preconditioners, exact):
+        monkeypatch.setattr(module, "EXACT_SIZE", 0)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(600, 40))
     y = (X @ rng.normal(size=(40, 5)) * 0.3 + rng.gumbel(size=(600, 5))).argmax(axis=1)
