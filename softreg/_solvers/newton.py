@@ -20,7 +20,7 @@ from softreg._validation import OVERFLOW
 
 LONG_SOLVE = 8  # products of a solve above which `Blocks` is built, at the cost of some 15
 COARSEST = 0.3  # the largest share of the gradient that a solve may leave as residual
-FORGETTING = 100  # products after which a small eigenvalue counts half as small, see `_Newton.note`
+FORGETTING = 30  # products after which a small eigenvalue counts half as small, see `_Newton.note`
 SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a step is accepted
 
 
