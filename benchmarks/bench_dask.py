@@ -25,7 +25,7 @@ from softreg.dask._passes import KeptPasses
 from softreg.dask._problem import checked_chunks, distributed_objective
 
 CHUNKS = 8
-SPECS = ("flights_carrier", "synthetic", "text")
+SPECS = ("flights_carrier", "synthetic", "wide", "text")
 
 
 def flights(_):
@@ -34,15 +34,15 @@ def flights(_):
     return np.tile(problem.X(np.float32), (4, 1)), np.tile(problem.y_train, 4)
 
 
-def synthetic(rows):
-    """Rows from a softmax model: 60 features, correlated and in units of their own, 10 classes."""
+def synthetic(rows, d=60, K=10):
+    """Rows from a softmax model: d features, correlated and in units of their own, K classes."""
     rng = np.random.default_rng(0)
-    mix, W = rng.normal(size=(60, 60)), rng.normal(size=(60, 10)) / 8
-    X, y = np.empty((rows, 60), np.float32), np.empty(rows, np.intp)
-    scale = 10.0 ** rng.integers(-2, 3, size=60)
+    mix, W = rng.normal(size=(d, d)), rng.normal(size=(d, K)) / np.sqrt(d)
+    X, y = np.empty((rows, d), np.float32), np.empty(rows, np.intp)
+    scale = 10.0 ** rng.integers(-2, 3, size=d)
     for start in range(0, rows, 100_000):
-        part = rng.normal(size=(min(100_000, rows - start), 60)) @ mix / 8
-        y[start : start + 100_000] = (part @ W * 3 + rng.gumbel(size=(len(part), 10))).argmax(axis=1)
+        part = rng.normal(size=(min(100_000, rows - start), d)) @ mix / np.sqrt(d)
+        y[start : start + 100_000] = (part @ W * 3 + rng.gumbel(size=(len(part), K))).argmax(axis=1)
         X[start : start + 100_000] = part * scale
     return X, y
 
@@ -60,7 +60,7 @@ def text(rows):
     return X, y
 
 
-DATA = {"flights_carrier": flights, "synthetic": synthetic, "text": text}
+DATA = {"flights_carrier": flights, "synthetic": synthetic, "wide": partial(synthetic, d=256, K=50), "text": text}
 
 
 def load_rows(file, start, stop):
@@ -215,7 +215,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     option = partial(parser.add_argument, metavar="")
     option("--problems", nargs="+", default=list(SPECS), help=f"of {', '.join(SPECS)}")
-    option("--rows", type=int, default=2_000_000, help="of the synthetic problem; the text has a tenth")
+    option("--rows", type=int, default=2_000_000, help="of synthetic and wide; the text has a tenth")
     option("--repeats", type=int, default=3, help="fits, of which the median counts")
     option("--alpha", type=float, default=1e-5)
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="leave dask-ml out")
