@@ -16,6 +16,11 @@ from distributed.client import CancelledError
 from softreg.dask._sums import added
 
 FAN_IN = 16  # parts that one task adds
+LARGE = 10_000  # bytes of an array from which it is an own task
+
+
+def _itself(value):
+    return value
 
 
 class Passes:
@@ -91,6 +96,12 @@ class KeptPasses(Passes):
     """Results stay in the memory of the workers."""
 
     def _map(self, function, columns, shared):
+        """Return the futures of a function over columns; large arrays go out once, by tasks with keys of their own.
+
+        Without these, `Client.map` makes tasks whose keys are the names of the arguments, the same in every pass.
+        """
+        is_large = {name: isinstance(a, np.ndarray) and a.nbytes > LARGE for name, a in shared.items()}
+        shared = {name: self._submit(_itself, a) if is_large[name] else a for name, a in shared.items()}
         return self.client.map(function, *columns, pure=False, **shared)
 
     def _submit(self, function, *arguments):
