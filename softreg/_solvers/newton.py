@@ -3,8 +3,8 @@
 A step minimises the quadratic model by conjugate gradients. These stop at the boundary of a trust region, or once they
 are as exact as the last model was (Eisenstat and Walker 1996). If the step overshoots, the minimum along it is taken.
 The sample grows when steps on it decrease F less than predicted. The method ends on a proven gap of tol * F_null, or on
-an estimate over all rows, see `Newton.confirm`. Large problems that start from zero begin with two epochs of SGD, if
-these decrease F.
+an estimate over all rows, see `Newton.confirm`. Large problems that start from zero begin with half a pass of SGD, if
+that decreases F.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from softreg._objective import inner, squared_norm
 from softreg._preconditioners import Blocks, Exact, ScaledCorrelation, preconditioner
 from softreg._solvers.newton_cholesky import newton_cholesky
-from softreg._solvers.result import Result, Start
+from softreg._solvers.result import Start, begin
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.sgd import quick_start
 from softreg._solvers.trust_region import adapted_radius, dual_norm, min_products, trust_region_cg
@@ -20,7 +20,7 @@ from softreg._validation import OVERFLOW
 
 LONG_SOLVE = 8  # products of a solve above which `Blocks` is built, at the cost of some 15
 COARSEST = 0.3  # the largest share of the gradient that a solve may leave as residual
-FORGETTING = 30  # products after which a small eigenvalue counts half as small, see `_Newton.note`
+FORGETTING = 30  # products after which a small eigenvalue counts half as small, see `Newton.note`
 SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a step is accepted
 
 
@@ -76,11 +76,8 @@ class Newton:
 
     def __init__(self, objective, start, options):
         self.objective, self.eps = objective, np.finfo(objective.dtype).eps
-        W = start.result.W if start.result is not None else start.W.copy(order="K")
-        if objective.l2:  # the optimum sums to zero over the classes, and steps do not change that sum
-            objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
-        self.result = start.result or Result(W, objective.null_loss, options.tol)
-        self.result.solver, self.result.stopped_on = "newton", "max_iter"
+        self.result = begin(objective, start, options, "newton")
+        W = self.result.W
         self.set_up_sampling(options.random_state)
         starts_with_sgd = RowSample.is_worthwhile(objective) and not W.any()
         self.at = self.sgd_start(W, options.random_state) if starts_with_sgd else self.linearize(W)

@@ -14,7 +14,7 @@ import numpy as np
 
 from softreg._objective import inner
 from softreg._preconditioners import Exact
-from softreg._solvers.result import Result
+from softreg._solvers.result import begin
 from softreg._validation import OVERFLOW
 
 SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a full step is accepted
@@ -70,12 +70,8 @@ class _NewtonCholesky:
         given = start.preconditioner
         self.M = Exact.of_all_rows(objective) if given is None else given.for_objective(objective)
         self.objective, self.eps = objective, np.finfo(objective.dtype).eps
-        W = start.result.W if start.result is not None else start.W.copy(order="K")
-        if objective.l2:  # the optimum sums to zero over the classes, and steps do not change that sum
-            objective.coef(W)[...] -= objective.coef(W).mean(axis=0)
-        self.result = start.result or Result(W, objective.null_loss, options.tol)
-        self.result.solver, self.result.stopped_on = "newton", "max_iter"
-        self.at = self.linearize(W)
+        self.result = begin(objective, start, options, "newton")
+        self.at = self.linearize(self.result.W)
         self.refresh()
 
     def linearize(self, W):

@@ -118,3 +118,17 @@ class Result:
             self.estimate = self.history[-1]["gap_estimate"] = float(gap / self.null_loss)
             if self.estimate <= self.tol:
                 self.stopped_on = "estimate"
+
+
+def begin(objective, start, options, solver):
+    """Return the Result for a smooth solver to fill: that of the start, to be continued, or a new one.
+
+    Its W is a copy of the one to start from. With a penalty its coefficients sum to zero over the classes, as those of
+    the optimum do; steps do not change that sum.
+    """
+    result = start.result or Result(start.W.copy(order="K"), objective.null_loss, options.tol)
+    if objective.l2:
+        coef = objective.coef(result.W)
+        coef -= coef.mean(axis=0)
+    result.solver, result.stopped_on = solver, "max_iter"
+    return result

@@ -151,6 +151,7 @@ class ChunkDamping:
         return self.here.of(linearization)
 
     def update(self, before, trial, overshot):
+        """Damp the rows, on the workers and here, that a step from `before` to `trial` misjudged, if it overshot."""
         if not overshot and not self.is_active:
             return
         objective, rows = self.newton.objective, self.newton.rows
