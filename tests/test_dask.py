@@ -17,7 +17,7 @@ dask = pytest.importorskip("dask", reason="softreg.dask needs dask")
 distributed = pytest.importorskip("distributed", reason="softreg.dask needs distributed")
 da = pytest.importorskip("dask.array", reason="softreg.dask needs dask.array")
 
-from shared import softmax_data, unfinished  # noqa: E402
+from shared import null_loss, softmax_data, unfinished  # noqa: E402
 
 from softreg.dask import SoftmaxRegression, stream  # noqa: E402
 from softreg.dask import _client as client_module  # noqa: E402
@@ -341,6 +341,20 @@ def test_stream_errors_name_the_chunk_and_leave_the_model(client, data):
     with pytest.raises(ValueError, match="chunk 1: Input X contains infinity"):
         stream(model, *chunked(broken, y))
     assert not hasattr(model, "classes_")
+
+
+def test_arrays_that_are_large_go_out_in_each_pass(client):
+    """W takes more than 100 kB: from there on `Client.map` gives an argument a task with the argument's name as key."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 5000))
+    y = (X[:, :K] + rng.gumbel(size=(300, K))).argmax(axis=1)
+    parameters = {"alpha": 1.0, "random_state": 0}
+    ours = SoftmaxRegression(**parameters).fit(*chunked(X, y, rows=50))
+    theirs = softreg.SoftmaxRegression(**parameters).fit(X, y)
+    assert ours.coef_.nbytes > 1e5
+    assert ours.stopped_on_ in ("gap", "estimate")
+    # each fit is within tol of the minimum
+    assert abs(ours.history_["loss"][-1] - theirs.history_["loss"][-1]) <= 1e-4 * null_loss(y)
 
 
 # --- progress -----------------------------------------------------------------------------------------------------
