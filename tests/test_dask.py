@@ -346,8 +346,8 @@ def test_stream_errors_name_the_chunk_and_leave_the_model(client, data):
 def test_arrays_that_are_large_go_out_in_each_pass(client):
     """W takes more than 100 kB: from there on `Client.map` gives an argument a task with the argument's name as key."""
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(300, 5000))
-    y = (X[:, :K] + rng.gumbel(size=(300, K))).argmax(axis=1)
+    X = rng.normal(size=(120, 5000))
+    y = (X[:, :K] + rng.gumbel(size=(120, K))).argmax(axis=1)
     parameters = {"alpha": 1.0, "random_state": 0}
     ours = SoftmaxRegression(**parameters).fit(*chunked(X, y, rows=50))
     theirs = softreg.SoftmaxRegression(**parameters).fit(X, y)
