@@ -61,11 +61,11 @@ def _gradient_of_loss(linearization, block):
 
 
 def _enlarged(objective, G, W, block):
-    """Add the rounding of the penalty's gradient to the columns `block` of G, in place; return G."""
-    if block.start < objective.n_features:
-        rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(W.astype(np.float64))
-        G += np.copysign(rounding, G)
-    return G
+    """Return the columns `block` of G, each number larger by the rounding of the penalty's gradient."""
+    if block.start >= objective.n_features:
+        return G
+    rounding = float(np.finfo(objective.dtype).eps) * objective.l2 * np.abs(W.astype(np.float64))
+    return G + np.copysign(rounding, G)
 
 
 def bound_of_distributions(objective, entropy, G, loss, dtype=None):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from softreg import _core, _rounding
+from softreg import _core, _duality, _rounding
 from softreg._duality import dual_bound, dual_point, lower_bound, penalty_derivative
 from softreg._objective import Objective
 
@@ -97,3 +97,11 @@ def test_intercept_gradients_of_csr_are_summed_in_float64(dtype):
     assert np.array_equal(out[0], [0, 0])
     # two million additions in float64, of numbers below 1e5 in size
     assert np.allclose(out[1], 0.25, rtol=0, atol=2e6 * 1e5 * np.finfo(float).eps)
+
+
+def test_the_gradient_that_is_enlarged_by_its_rounding_is_a_copy():
+    """The bound from the loss takes the gradient itself, of which a block may be kept between the two bounds."""
+    objective = Objective(np.ones((4, 2)), np.array([0, 1, 2, 0]), None, None, 3, l2=0.1)
+    G, W = np.ones((3, 2)), np.full((3, 2), 1e6)
+    larger = _duality._enlarged(objective, G, W, slice(0, 2))
+    assert (larger > G).all() and (G == 1).all()

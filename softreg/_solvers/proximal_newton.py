@@ -146,7 +146,7 @@ class ProximalNewton:
         """Bound the minimum by the dual point that the model at `self.at` has at its own minimum, a step away."""
         at = self.at
         entropy, G = self.coordinates.dual_point(at.V, step)
-        loss = max(at.loss, 1.0)  # these distributions may be further from Y than those of the point
+        loss = max(at.loss, 1.0)  # for its rounding: they may be as far from Y as distributions can be
         bound = bound_of_distributions(self.objective, entropy, G, loss, np.float64)
         self.lower_bound = max(self.lower_bound, bound)
 
