@@ -64,6 +64,22 @@ def test_sections_are_complete(name):
     assert problems == {}
 
 
+METHODS = ("decision_function", "predict", "predict_proba", "predict_log_proba", "score", "partial_fit", "fit")
+DASK = ["SoftmaxRegression", "stream", *(f"SoftmaxRegression.{name}" for name in METHODS)]
+
+
+@pytest.mark.parametrize("name", DASK)
+def test_sections_of_dask_are_complete(name):
+    pytest.importorskip("distributed", reason="softreg.dask needs distributed")
+    test_sections_are_complete(f"softreg.dask.{name}")
+
+
+@pytest.mark.parametrize("module", ["_estimator", "_stream"])
+def test_examples_of_dask_run(module):
+    pytest.importorskip("distributed", reason="softreg.dask needs distributed")
+    test_examples_run(f"dask.{module}")
+
+
 @pytest.mark.parametrize("name", [*FUNCTIONS, *(f"{name}.__init__" for name in CLASSES)])
 def test_signatures_are_annotated(name):
     function = FUNCTIONS.get(name) or CLASSES[name.rpartition(".")[0]].__init__

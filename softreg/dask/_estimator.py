@@ -46,15 +46,25 @@ class SoftmaxRegression(softreg.SoftmaxRegression):
 
     Parameters
     ----------
-    alpha, l1_ratio, fit_intercept, max_iter, tol, class_weight, label_smoothing, early_stopping, validation_fraction, \
-n_iter_no_change, warm_start, random_state, verbose, precondition, shuffle :
-        As in `softreg.SoftmaxRegression`. Early stopping holds out a share of the rows of each chunk. The last two
-        count in streams alone.
+    alpha, l1_ratio, fit_intercept : float, float, bool
+        As in `softreg.SoftmaxRegression`.
     solver : {"auto", "newton", "proximal_newton"}, default="auto"
         "auto" is "proximal_newton" if l1_ratio > 0, else "newton". For l1 the coefficients that may differ from zero,
         at most 5000, have their Hessian on the client. The other solvers of one machine need all rows in one place.
+    max_iter, tol : int, float
+        As in `softreg.SoftmaxRegression`.
+    precondition, shuffle : bool, bool
+        As in `softreg.SoftmaxRegression`; they count in streams alone.
+    class_weight, label_smoothing : dict or "balanced" or None, float
+        As in `softreg.SoftmaxRegression`.
+    early_stopping, validation_fraction, n_iter_no_change : bool, float, int
+        As in `softreg.SoftmaxRegression`. Early stopping holds out a share of the rows of each chunk.
+    warm_start, random_state : bool, int or RandomState or None
+        As in `softreg.SoftmaxRegression`.
     n_jobs : int, default=None
         Threads that a task on a worker takes. None is one: Dask runs several tasks side by side.
+    verbose : int, default=0
+        As in `softreg.SoftmaxRegression`.
     persist : bool or "auto", default="auto"
         True keeps the rows, and their probabilities, in the memory of the workers during the fit. False computes both
         again in every pass, from the files or from what else X is made of: the workers need memory for a few chunks.
@@ -147,12 +157,30 @@ n_iter_no_change, warm_start, random_state, verbose, precondition, shuffle :
 
         Parameters
         ----------
-        X, y, classes, sample_weight :
-            As in `softreg.SoftmaxRegression.partial_fit`; X, y and weights may be dask collections.
+        X : array, sparse matrix, dask array or dask dataframe of shape (n, d)
+            Rows.
+        y : array or dask collection of shape (n,) or (n, K)
+            Labels, or target probabilities.
+        classes : array of labels or int, optional
+            All classes that will ever come, see `softreg.SoftmaxRegression.partial_fit`.
+        sample_weight : array or dask array of shape (n,), optional
+            Weights of the rows.
 
         Returns
         -------
         self : SoftmaxRegression
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            As in `softreg.SoftmaxRegression.partial_fit` and `softreg.dask.stream`.
+
+        Examples
+        --------
+        >>> from softreg.dask import SoftmaxRegression
+        >>> SoftmaxRegression().partial_fit([[0.0], [3.0]], ["a", "b"], classes=["a", "b"]).n_iter_
+        1
         """
         if is_dask_collection(X):
             return stream(self, X, y, classes=classes, sample_weight=sample_weight)
@@ -161,18 +189,159 @@ n_iter_no_change, warm_start, random_state, verbose, precondition, shuffle :
     # --- prediction -----------------------------------------------------------------------------------------------
 
     def decision_function(self, X):
+        """Return the logits for each row of X, or their difference for two classes.
+
+        Parameters
+        ----------
+        X : array, sparse matrix, dask array or dask dataframe of shape (n, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        Z : array or dask array of shape (n, n_classes), or (n,) for two classes
+            Logits X W^T + b. On dask input a dask array, which is computed when it is asked for.
+
+        Raises
+        ------
+        ValueError
+            If X has other features than the training data, or holds NaN or infinity; on dask input when the result is
+            computed.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg.dask import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.decision_function([[0.0], [3.0]]).shape
+        (2,)
+        """
         return self._predicted("decision_function", X)
 
     def predict(self, X):
+        """Return the most probable class for each row of X.
+
+        Parameters
+        ----------
+        X : array, sparse matrix, dask array or dask dataframe of shape (n, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        y : array or dask array of shape (n,)
+            Labels. On dask input a dask array, which is computed when it is asked for.
+
+        Raises
+        ------
+        ValueError
+            If X has other features than the training data, or holds NaN or infinity; on dask input when the result is
+            computed.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg.dask import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.predict([[0.5], [2.5]]).tolist()
+        ['a', 'b']
+        """
         return self._predicted("predict", X)
 
     def predict_proba(self, X):
+        """Return the probability of each class for each row of X.
+
+        Parameters
+        ----------
+        X : array, sparse matrix, dask array or dask dataframe of shape (n, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        P : array or dask array of shape (n, n_classes)
+            Probabilities in the order of ``classes_``. On dask input a dask array, which is computed when it is asked
+            for.
+
+        Raises
+        ------
+        ValueError
+            If X has other features than the training data, or holds NaN or infinity; on dask input when the result is
+            computed.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg.dask import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.predict_proba([[1.5]]).round(3).tolist()
+        [[0.5, 0.5]]
+        """
         return self._predicted("predict_proba", X)
 
     def predict_log_proba(self, X):
+        """Return the logarithms of the probabilities for each row of X.
+
+        Parameters
+        ----------
+        X : array, sparse matrix, dask array or dask dataframe of shape (n, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        log_P : array or dask array of shape (n, n_classes)
+            Logarithms of probabilities in the order of ``classes_``. On dask input a dask array, which is computed when
+            it is asked for.
+
+        Raises
+        ------
+        ValueError
+            If X has other features than the training data, or holds NaN or infinity; on dask input when the result is
+            computed.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg.dask import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.predict_log_proba([[1.5]]).round(3).tolist()
+        [[-0.693, -0.693]]
+        """
         return self._predicted("predict_log_proba", X)
 
     def score(self, X, y, sample_weight=None):
+        """Return the accuracy; a target distribution counts as its most probable class.
+
+        Parameters
+        ----------
+        X : array, sparse matrix, dask array or dask dataframe of shape (n, n_features)
+            Rows to predict.
+        y : array or dask collection of shape (n,) or (n, K)
+            Labels, or target distributions.
+        sample_weight : array or dask array of shape (n,), optional
+            Weights of the rows.
+
+        Returns
+        -------
+        accuracy : float, or dask array of no dimension
+            Weighted share of the rows that are predicted right. Lazy if X is a dask collection.
+
+        Raises
+        ------
+        ValueError
+            If X has other features than the training data, or holds NaN or infinity; on dask input when the result is
+            computed.
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from softreg.dask import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> model.score([[0.5], [2.5]], ["a", "b"])
+        1.0
+        """
         if not is_dask_collection(X):
             return super().score(X, y, sample_weight)
         return accuracy(self._on_one_machine(), X, y, sample_weight)

@@ -36,6 +36,7 @@ def stream(model, X, y, *, classes=None, sample_weight=None):
     Returns
     -------
     model : the same estimator
+        It has learnt all rows.
 
     Raises
     ------
