@@ -14,6 +14,9 @@ from sklearn.datasets import load_wine
 from sklearn.exceptions import ConvergenceWarning
 
 from softreg import SoftmaxRegression
+from softreg._objective import Objective
+from softreg._solvers import Result
+from softreg._solvers.sgd import _shortened
 
 N, D, K = 50, 5, 3
 
@@ -176,3 +179,34 @@ def test_solver_says_what_ran(form, params, ran):
     y = (X[:, :3] + rng.gumbel(size=(300, 3))).argmax(axis=1)
     model = SoftmaxRegression(**{"alpha": 1e-2, "random_state": 0, **params}).fit(form(X), y)
     assert model.solver_ == ran
+
+
+# --- the last epoch of SGD --------------------------------------------------------------------------------------
+
+
+def objective_of(l1=0.0):
+    X, y, _ = data()
+    return Objective(X, y, None, None, K, l2=0.01, l1=l1)
+
+
+def test_the_last_step_of_sgd_is_shortened_where_f_grew():
+    objective = objective_of()
+    before = objective.zeros()
+    far = -50 * objective.linearize(before).gradient
+    assert objective.value(far) > objective.value(before)
+    result = Result(far, objective.null_loss, 1e-4)
+    W = _shortened(objective, before, result)
+    assert objective.value(W) < objective.value(before)
+    # on the line between both, up to rounding
+    t = np.sum(W * far) / np.sum(far * far)
+    np.testing.assert_allclose(W, t * far, atol=1e-12 * np.abs(far).max())
+    assert 0 < t < 1
+
+
+def test_with_l1_the_last_step_of_sgd_stays():
+    """A mixture of two W would lose the zeros of either."""
+    objective = objective_of(l1=0.01)
+    far = -50 * objective.linearize(objective.zeros()).gradient
+    result = Result(far, objective.null_loss, 1e-4)
+    assert _shortened(objective, objective.zeros(), result) is far
+    assert result.passes == 0
