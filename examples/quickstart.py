@@ -58,7 +58,7 @@ compare("LogisticRegression", LogisticRegression(C=C))
 compare("LogisticRegression, max_iter=10000", LogisticRegression(C=C, max_iter=10_000))
 
 # %%
-# What the fit knows of itself.
+# The end of the fit.
 print(f"\nThe first fit ended on its {model.stopped_on_!r}, after {model.n_iter_} iterations.")
 print(f"What is proven: at most {model.optimality_gap_:.1e} of the null model's loss is left to gain.")
 

@@ -52,6 +52,6 @@ print(f"\nchosen by cross-entropy: alpha={search.best_params_['alpha']:g}, "
       f"{-cross_entropy_scorer(teacher, X_student, soft):.4f}")
 
 # %%
-# What a layer below would need to learn from the same targets: the gradient of the loss with respect to X.
+# The gradient of the loss with respect to X: a layer below would learn from it.
 gradient = students["student, soft labels"].input_gradient(X_student, soft)
 print(f"\ngradient with respect to X: shape {gradient.shape}, norm {np.linalg.norm(gradient):.2e}")

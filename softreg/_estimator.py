@@ -30,9 +30,9 @@ from softreg._validation import (
     restore_on_error,
 )
 
-# What `partial_fit` cannot do: it does not know all rows.
+# Parameters that `partial_fit` cannot use: it does not know all rows.
 NOT_IN_STREAMS = {"early_stopping": True, "class_weight": "balanced"}
-# What is computed from the stream when somebody asks for it: it costs d K numbers, and a batch of sparse rows far less.
+# Attributes that are computed when they are read: they cost d K numbers, and a batch of sparse rows far less.
 OF_THE_STREAM = ("coef_", "intercept_", "stream_history_")
 UNKNOWN_ROWS = 1000  # that coefficients which were put in by hand count for, where a stream begins at them
 

@@ -1,4 +1,4 @@
-"""How far rounding may carry a computed lower bound on min F above the true one.
+"""Allowances for rounding: it may carry a computed lower bound on min F above the true one.
 
 A bound is made from the mean entropy H of the probabilities P = softmax(Z') at the computed logits Z' of W, and from
 the gradient G of the mean loss. Any probabilities make a true bound. So the rounding of logits counts only where H and

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""What every compiled file shares: the types, what `_simd.h` declares, and pointers into arrays.
+"""Declarations for every compiled file: the types, what `_simd.h` declares, and pointers into arrays.
 
 All functions of the .pxd files are inline: each extension that uses one compiles it for itself, with its own clones.
 """
@@ -56,12 +56,12 @@ cdef inline Py_ssize_t round_up(Py_ssize_t n, Py_ssize_t unit) noexcept nogil:
 
 
 cdef inline number* vector_pointer(const number[:] x) noexcept:
-    """Where a vector begins, NULL for None and for an empty one."""
+    """Return the address of a vector, NULL for None and for an empty one."""
     return NULL if x is None or x.shape[0] == 0 else <number*>&x[0]
 
 
 cdef inline floating* matrix_pointer(const floating[:, :] x) noexcept:
-    """Where a matrix begins, NULL for None and for an empty one."""
+    """Return the address of a matrix, NULL for None and for an empty one."""
     return NULL if x is None or x.shape[0] == 0 or x.shape[1] == 0 else <floating*>&x[0, 0]
 
 

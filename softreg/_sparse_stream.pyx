@@ -162,7 +162,7 @@ cdef inline Py_ssize_t _measure(
 cdef inline double _target(
     const floating* y, Py_ssize_t code, Py_ssize_t k, double smoothing, Py_ssize_t K
 ) noexcept nogil:
-    """What class k of a row should have; y (K,) or NULL."""
+    """Return the target of class k in a row; y (K,) or NULL."""
     cdef double target
     if y != NULL:
         target = y[k]

@@ -39,7 +39,7 @@ def feature_metric(n_features, fit_intercept, dtype, precondition):
 
 
 class Metric:
-    """What the three metrics share: settings and plain state."""
+    """Base of the three metrics: settings and plain state."""
 
     STATE: tuple[str, ...] = ()
 

@@ -23,7 +23,7 @@ SMALL_GAIN = 1e-2  # a round that gains less than this share of the whole ends a
 
 
 class Model:
-    """What both kinds share.
+    """Base of both kinds of models.
 
     Attributes
     ----------

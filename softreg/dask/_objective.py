@@ -18,7 +18,7 @@ from softreg.dask._worker import array_bytes
 
 
 class Rows(NamedTuple):
-    """What is known of the rows of all chunks."""
+    """Counts of the rows of all chunks."""
 
     n_rows: int
     total_weight: float
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
 
 
 class DistributedDesign:
-    """What is known of X without its rows: shapes, dtype, and the memory order of arrays like W.
+    """The design of X without its rows: shapes, dtype, and the memory order of arrays like W.
 
     The attributes and methods are those of `DenseDesign` and `CSRDesign` that need no rows here.
     """

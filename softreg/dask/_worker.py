@@ -29,7 +29,7 @@ class Chunk:
 
 
 class ChunkFacts(NamedTuple):
-    """What the client asks of a chunk: `labels` are those that occur, or the number of target columns."""
+    """Facts of a chunk that the client needs: `labels` are those that occur, or the number of target columns."""
 
     n_rows: int
     n_bytes: int

@@ -1,4 +1,4 @@
-"""What the displays share: fitted attributes, axes and colours. matplotlib is imported where something is drawn."""
+"""Helpers of the displays: fitted attributes, axes and colours. matplotlib is imported where something is drawn."""
 
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
