@@ -93,7 +93,8 @@ def check_row_weights(sample_weight, class_weight, X, codes, classes):
                     f"sample_weight is zero in every row of class {', '.join(map(repr, without))}: "
                     "class_weight='balanced' has nothing to balance there; leave these rows out"
                 )
-            with np.errstate(invalid="ignore"):  # no weight at all is found below
+            # scikit-learn 1.6 takes no weights here; no weight at all is found below
+            with np.errstate(invalid="ignore"):
                 of_class = total.sum() / (len(classes) * total)
         else:
             of_class = compute_class_weight(class_weight, classes=classes, y=classes[codes])
