@@ -3,6 +3,7 @@
 import numbers
 import warnings
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,19 +107,33 @@ def fit_path(model, objective, classes, alphas, l1_ratio, score=lambda fitted: N
     -------
     coefs, intercepts, n_iters, converged, scores : tuples with an entry for each alpha
     """
-    start, fits = Start(objective.zeros()), []
+    start, fits, solved = Start(objective.zeros()), [], []
     row = SOLVERS[solver_names(model.solver, l1_ratio > 0)[-1]]
     for alpha in alphas.tolist():
         penalised = objective.with_penalties(*penalties(alpha, l1_ratio, len(classes)))
         with single_threaded_blas(), finite_or_error(objective):
+            start = replace(start, W=_predicted(penalised, alpha, solved) if len(solved) > 1 else start.W)
             options = model._options(check_random_state(model.random_state))
             result = solve(model.solver, penalised, start, options, Monitor(model, penalised, row))
             check_finite(result.W, result.loss)
-        start = Start(result.W, preconditioner=result.preconditioner)
+        start, solved = Start(result.W, preconditioner=result.preconditioner), [*solved[-1:], (alpha, result.W)]
         fitted = copy(model).set_params(alpha=alpha, l1_ratio=l1_ratio)
         fitted._set_fitted_attributes(penalised, result.W, classes)
         fits.append((fitted.coef_, fitted.intercept_, len(result.history), result.converged, score(fitted)))
     return tuple(zip(*fits, strict=True))
+
+
+def _predicted(objective, alpha, solved):
+    """Return where the path leads at alpha, if the objective is lower there than where it is; else that.
+
+    `solved` holds the last two alphas and their W, arrays (K, p). W changes almost linearly in log(alpha).
+    """
+    (first, before), (second, W) = solved
+    if not 0 < alpha < second < first:
+        return W
+    predicted = W + W.dtype.type(np.log(second / alpha) / np.log(first / second)) * (W - before)
+    value, here = (objective.value(V) + objective.penalty_l1(V) for V in (predicted, W))
+    return predicted if value < here else W
 
 
 def warn_of_path(tol, converged, stacklevel):

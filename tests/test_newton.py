@@ -15,7 +15,7 @@ from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation,
 from softreg._solvers import Options, Start, row_sampling
 from softreg._solvers.newton import Newton, newton
 from softreg._solvers.row_sampling import RowDamping, RowSample
-from softreg._solvers.trust_region import ModelSolution, adapted_radius, trust_region_cg
+from softreg._solvers.trust_region import ModelSolution, adapted_radius, min_products, trust_region_cg
 from softreg._systematic_sampling import systematic_sample
 
 EPS = np.finfo(float).eps
@@ -698,6 +698,7 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     best, least = optimum(*problem(**{**kind, "dtype": np.float64}))
     at = objective.linearize(like(objective, shrunk * best))
     run = run_at(at, refreshed(ALL[name], at))
+    run.proves = False
     run.confirm()
     result, rounding = run.result, 10 * np.finfo(objective.dtype).eps
     estimate = result.estimate * result.null_loss
@@ -706,6 +707,24 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     assert (result.stopped_on == "estimate") == (result.estimate <= 1e-3)
     assert result.history[-1]["gap_estimate"] == result.estimate
     assert run.at.value <= at.value and np.array_equal(result.W, run.at.W)
+
+
+@pytest.mark.parametrize("rounding_hides_it", [False, True])
+def test_a_solve_for_a_proof_is_short(rounding_hides_it, monkeypatch):
+    """The penalty's curvature bounds the gap once the residual is small, which needs no 20 products."""
+    objective, W = problem(l2=0.1)
+    best, least = optimum(objective, W)
+    at = objective.linearize(0.98 * best)
+    run = run_at(at, refreshed(ALL["diagonal"], at))
+    if rounding_hides_it:
+        monkeypatch.setattr(run, "certify", lambda: False)
+    run.confirm()
+    assert run.result.passes < min_products(run.M)
+    assert run.result.stopped_on == ("max_iter" if rounding_hides_it else "gap")
+    assert run.proves != rounding_hides_it  # later solves aim at an estimate alone
+    assert run.at.value - least <= 1e-3 * objective.null_loss  # the tolerance
+    run.confirm()
+    assert run.result.stopped_on == ("estimate" if rounding_hides_it else "gap")
 
 
 @kinds

@@ -19,6 +19,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedK
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from softreg import SoftmaxRegression, SoftmaxRegressionCV, _estimator, _path, softmax_path
+from softreg._objective import Objective
 
 N, D, K = 120, 5, 3
 ALPHAS = np.array([1.0, 0.1, 0.01])
@@ -153,6 +154,38 @@ def test_warm_starts_take_fewer_passes(l1_ratio, monkeypatch):
     for alpha in alphas:
         SoftmaxRegression(alpha=alpha, l1_ratio=l1_ratio, max_iter=1000).fit(X, y)
     assert path < 0.9 * sum(passes)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
+def test_a_path_goes_on_in_its_direction(l1_ratio, monkeypatch):
+    """From the third alpha on a fit starts nearer to its optimum than the last fit is."""
+    X, y = data(n=600)
+    X *= [1e-2, 1, 1, 10, 1e3]
+    solve, starts = _path.solve, []
+
+    def spied(solver, objective, start, *args):
+        result = solve(solver, objective, start, *args)
+        value = lambda W: objective.value(W) + objective.penalty_l1(W)  # noqa: E731
+        starts.append((value(start.W) - result.loss, value(before[-1]) - result.loss))
+        before.append(result.W)
+        return result
+
+    before = [np.zeros((K, D + 1))]
+    monkeypatch.setattr(_path, "solve", spied)
+    softmax_path(X, y, alphas=np.geomspace(0.1, 1e-3, 8), l1_ratio=l1_ratio, tol=1e-6, max_iter=1000)
+    for start, last in starts[:2]:
+        assert start == last
+    for start, last in starts[2:]:
+        assert start < (0.8 if l1_ratio else 0.5) * last  # coefficients that leave zero have no direction before
+
+
+def test_alphas_that_have_no_direction():
+    X, y = data()
+    objective = Objective(X, y, None, None, K, l2=0.0)
+    W = objective.zeros()
+    for alphas in ((1.0, 1.0, 0.5), (1.0, 0.5, 0.5), (1.0, 0.5, 0.0)):
+        predicted = _path._predicted(objective, alphas[2], [(alphas[0], W + 1), (alphas[1], W)])
+        assert np.array_equal(predicted, W)
 
 
 @both_classes

@@ -9,13 +9,13 @@ that decreases F.
 
 import numpy as np
 
-from softreg._objective import inner, squared_norm
+from softreg._objective import inner
 from softreg._preconditioners import Blocks, Exact, ScaledCorrelation, preconditioner
 from softreg._solvers.newton_cholesky import newton_cholesky
 from softreg._solvers.result import Start, begin
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.sgd import quick_start
-from softreg._solvers.trust_region import adapted_radius, dual_norm, min_products, trust_region_cg
+from softreg._solvers.trust_region import adapted_radius, dual_norm, gap_of_gradient, min_products, trust_region_cg
 from softreg._validation import OVERFLOW
 
 LONG_SOLVE = 8  # products of a solve above which `Blocks` is built, at the cost of some 15
@@ -70,6 +70,7 @@ class Newton:
     accuracy : share of the gradient that the next solve may leave as residual
     since_refresh : Hessian products since the preconditioner was built
     smallest : estimate of the smallest eigenvalue of M^-1 H, from earlier solves
+    proves : True if a proven gap is worth a try: there is a penalty, and rounding has not been in the way
     solution, step_size, decrease : of the last step; decrease is that of F
     norm_before, is_lower : of the last step: the norm before it, and True if it decreased F
     """
@@ -89,6 +90,7 @@ class Newton:
         if not np.isfinite(self.norm):  # weights as large as that have no place in the dtype
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
         self.radius, self.accuracy, self.since_refresh, self.smallest = 1.5 * self.norm, COARSEST, 0, np.inf
+        self.proves = objective.l2 > 0
 
     def run(self, max_iter, monitor):
         """Iterate until the method or the monitor ends the fit; return the result."""
@@ -224,21 +226,22 @@ class Newton:
 
     def may_be_proven(self):
         """Return True if F, or the duality gap without rounding and intercepts, is within the target."""
-        objective, at = self.objective, self.at
-        gap = squared_norm(objective.coef(at.gradient)) / (2 * objective.l2) if objective.l2 else np.inf
-        return min(gap, at.value) <= self.result.target
+        gap = gap_of_gradient(self.objective, self.at.gradient)
+        return min(gap, self.at.value) <= self.result.target
 
     def confirm(self):
         """Estimate the gap by a long solve, see `ModelSolution.gap`, and take its step if F decreases.
 
         The solve ends once its decrease and the estimated rest are within half of the target, or its residual is a
-        tenth of the gradient. If it is one over a sample of the rows, a product over all rows tells what the step
-        achieves there, and the next sample is larger.
+        tenth of the gradient; or early, once its residual promises a proven gap. If it is one over a sample of the
+        rows, a product over all rows tells what the step achieves there, and the next sample is larger.
         """
         M, target = self.M, 0.5 * self.result.target
-        M.refresh(self.at)
+        if M.is_exact_inverse or self.since_refresh >= M.refresh_interval:
+            M.refresh(self.at)
+            self.since_refresh = 0
         model = self.sample.of(self.at)
-        solution = trust_region_cg(model, M, np.inf, 0.1, 300, min_products(M), target, self.smallest)
+        solution = trust_region_cg(model, M, np.inf, 0.1, 300, min_products(M), target, self.smallest, self.proves)
         del model
         self.note(solution)
         if self.sample.share < 1:
@@ -250,11 +253,13 @@ class Newton:
         if is_lower:
             self.at, self.result.W = new, new.W
         self.estimate(solution, dual_norm(M, new.gradient) if is_lower and step_size == 1 else None)
+        if self.proves and not self.result.converged and self.may_be_proven():
+            self.proves = self.certify()
         self.sample = self.sample.doubled()
 
     def certify(self):
-        """Compute the proven gap at W, and note it in the result."""
-        self.result.certify(self.at)
+        """Compute the proven gap at W, and note it in the result; return True if it is within tol."""
+        return self.result.certify(self.at)
 
     def is_stuck(self):
         """Return True if the model of all rows predicts a decrease within rounding, and F did not decrease."""
