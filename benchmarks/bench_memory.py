@@ -26,7 +26,7 @@ PROBLEMS = {
     "dense_recomputed": (("dense", 200_000, 64, 1000), {"tol": 1e-2}, (0, 0), 1000),
     "dense_million": (("dense", 1_000_000, 64, 1000), {"tol": 1e-2}, (0, 0), 1000),
     "csr": (("csr", 60_000, 2**20, 50), {"alpha": 1e-5}, (2, 4), 64),
-    "csr_newton": (("csr", 60_000, 2**20, 50), {"alpha": 1e-5, "solver": "newton"}, (2, 9), 64),
+    "csr_newton": (("csr", 60_000, 2**20, 50), {"alpha": 1e-5, "solver": "newton"}, (2, 4), 64),
 }
 
 

@@ -119,14 +119,14 @@ def dual_bound(objective, entropy, G):
     if objective.fit_intercept:
         g = np.asarray(G[:, slice(d, d + 1)], np.float64)[:, 0]
         g = g - g.mean()  # they sum to zero but for rounding
-        M = objective.class_moments()
-        totals = M[:, -1].astype(np.float64)
+        totals = objective.class_shares()
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.max(np.where(g > 0, g / (totals + g), 0.0), initial=0.0)
         if t > 0:
             r = np.maximum(totals - g * ((1 - t) / t), 0)
             r /= r.sum()
             entropy = (1 - t) * entropy - t * np.sum(r * np.log(np.where(r > 0, r, 1)))
+            M = objective.class_moments()
             sizes = FeatureBlocks(lambda block: np.abs((1 - t) * G[:, block] + t * _of_constant(r, M[:, block])))
     entropy, blocks = max(entropy, 0.0), list(feature_blocks(objective, intercepts=False))
     with np.errstate(over="ignore", invalid="ignore"):

@@ -263,19 +263,21 @@ class Objective:
         return self._cache["sizes"]
 
     def class_moments(self):
-        """Return (1/S) sum_i s_i Y_i [x_i 1]^T, (K, p); computed once, in blocks of rows.
+        """Return (1/S) sum_i s_i Y_i [x_i 1]^T, (K, p), made in blocks of rows.
 
-        It is in float64, but for sparse X in the dtype of X: arrays like W may then be large, and the means of features
-        are small, so that sums of the moments do not cancel.
+        For dense X it is in float64, and computed once. For sparse X it is in the dtype of X and not kept: arrays like
+        W may then be large, and the means of features are small, so that sums of the moments do not cancel.
         """
-        if "moments" not in self._cache:
-            dtype = np.float64 if self.design.can_center else self.dtype
-            moments, shares = None, self.shares()
-            for block in self.blocks():
-                sums = self.design.select(block).accumulate(self.distributions(block) * shares[block, None])
-                moments = sums.astype(dtype, copy=False) if moments is None else np.add(moments, sums, out=moments)
+        if "moments" in self._cache:
+            return self._cache["moments"]
+        dtype = np.float64 if self.design.can_center else self.dtype
+        moments, shares = None, self.shares()
+        for block in self.blocks():
+            sums = self.design.select(block).accumulate(self.distributions(block) * shares[block, None])
+            moments = sums.astype(dtype, copy=False) if moments is None else np.add(moments, sums, out=moments)
+        if self.design.can_center:
             self._cache["moments"] = moments
-        return self._cache["moments"]
+        return moments
 
 
 class Linearization:
