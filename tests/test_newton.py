@@ -727,6 +727,19 @@ def test_a_solve_for_a_proof_is_short(rounding_hides_it, monkeypatch):
     assert run.result.stopped_on == ("estimate" if rounding_hides_it else "gap")
 
 
+@pytest.mark.parametrize(("error", "norm_before"), [(0.0, 1.0), (1e-3, 0.0), (10.0, 10.0), (10.0, 1.0)])
+def test_a_proof_is_tried_where_the_model_is_exact_enough(error, norm_before):
+    """The next gradient is at least the error of the model, which shrinks with the gradient."""
+    objective, W = problem(l2=0.1)
+    run = run_at(objective.linearize(0.98 * optimum(objective, W)[0]))
+    run.error, run.norm_before, run.norm = error, norm_before, 1.0
+    gap = 0.5 / 0.1 * np.sum(objective.coef(run.at.gradient) ** 2)  # by strong convexity
+    allowed = 0.2 * run.result.target
+    assert run.may_prove() == (norm_before == 0 or gap * (error / norm_before) ** 2 <= allowed)
+    run.proves = False
+    assert not run.may_prove()
+
+
 @kinds
 def test_a_step_of_a_sample_is_judged_over_all_rows(kind):
     """Decrease and residual of a sample's step are those of the model that the dense Hessian of all rows gives."""

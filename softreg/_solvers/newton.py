@@ -15,7 +15,14 @@ from softreg._solvers.newton_cholesky import newton_cholesky
 from softreg._solvers.result import Start, begin
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.sgd import quick_start
-from softreg._solvers.trust_region import adapted_radius, dual_norm, gap_of_gradient, min_products, trust_region_cg
+from softreg._solvers.trust_region import (
+    SPARE,
+    adapted_radius,
+    dual_norm,
+    gap_of_gradient,
+    min_products,
+    trust_region_cg,
+)
 from softreg._validation import OVERFLOW
 
 LONG_SOLVE = 8  # products of a solve above which `Blocks` is built, at the cost of some 15
@@ -70,9 +77,10 @@ class Newton:
     accuracy : share of the gradient that the next solve may leave as residual
     since_refresh : Hessian products since the preconditioner was built
     smallest : estimate of the smallest eigenvalue of M^-1 H, from earlier solves
-    proves : True if a proven gap is worth a try: there is a penalty, and rounding has not been in the way
+    proves : True if a solve may end early for a proven gap: there is a penalty, and none has failed to bring one
     solution, step_size, decrease : of the last step; decrease is that of F
-    norm_before, is_lower : of the last step: the norm before it, and True if it decreased F
+    norm_before, error, is_lower : of the last step: the norm before it, the error of the model as a share of that, and
+        True if it decreased F
     """
 
     def __init__(self, objective, start, options):
@@ -90,7 +98,7 @@ class Newton:
         if not np.isfinite(self.norm):  # weights as large as that have no place in the dtype
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
         self.radius, self.accuracy, self.since_refresh, self.smallest = 1.5 * self.norm, COARSEST, 0, np.inf
-        self.proves = objective.l2 > 0
+        self.proves, self.error, self.norm_before = objective.l2 > 0, 0.0, self.norm
 
     def run(self, max_iter, monitor):
         """Iterate until the method or the monitor ends the fit; return the result."""
@@ -159,8 +167,8 @@ class Newton:
         self.solution, self.step_size, self.decrease = solution, step_size, self.at.value - new.value
         self.norm_before, self.is_lower = self.norm, self.decrease > 0
         self.radius = adapted_radius(self.radius, solution, self.decrease, step_size)
-        error = abs(reached - solution.residual) / self.norm if self.norm > 0 else 0.0  # of the model
-        self.accuracy = min(COARSEST, max(1e-3 if self.M.is_exact_inverse else 0.05, error))
+        self.error = abs(reached - solution.residual) / self.norm if self.norm > 0 else 0.0
+        self.accuracy = min(COARSEST, max(1e-3 if self.M.is_exact_inverse else 0.05, self.error))
         if self.is_lower:
             self.at, self.result.W = new, new.W
         self.norm = reached if self.is_lower else dual_norm(self.M, self.at.gradient)
@@ -229,6 +237,15 @@ class Newton:
         gap = gap_of_gradient(self.objective, self.at.gradient)
         return min(gap, self.at.value) <= self.result.target
 
+    def may_prove(self):
+        """Return True if the next step may bring a proven gap, although the model of the curvature has an error.
+
+        The error is a share of the gradient, in proportion to the length of the step.
+        """
+        error = self.error * self.norm / self.norm_before if self.norm_before > 0 else 0.0
+        least = gap_of_gradient(self.objective, self.at.gradient) * error**2
+        return self.proves and least <= SPARE * self.result.target
+
     def confirm(self):
         """Estimate the gap by a long solve, see `ModelSolution.gap`, and take its step if F decreases.
 
@@ -241,7 +258,8 @@ class Newton:
             M.refresh(self.at)
             self.since_refresh = 0
         model = self.sample.of(self.at)
-        solution = trust_region_cg(model, M, np.inf, 0.1, 300, min_products(M), target, self.smallest, self.proves)
+        proves = self.may_prove()
+        solution = trust_region_cg(model, M, np.inf, 0.1, 300, min_products(M), target, self.smallest, proves)
         del model
         self.note(solution)
         if self.sample.share < 1:
@@ -253,8 +271,8 @@ class Newton:
         if is_lower:
             self.at, self.result.W = new, new.W
         self.estimate(solution, dual_norm(M, new.gradient) if is_lower and step_size == 1 else None)
-        if self.proves and not self.result.converged and self.may_be_proven():
-            self.proves = self.certify()
+        if proves and not self.result.converged:
+            self.proves = self.may_be_proven() and self.certify()
         self.sample = self.sample.doubled()
 
     def certify(self):
