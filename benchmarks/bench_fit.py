@@ -74,8 +74,8 @@ def run(contender, problem, optimum, threads, budget):
         records.append(record)
         if gap <= min(TARGETS) or factor * record["seconds"] > budget:
             break
-        # Three levels in a row that gain less than 2 %: it diverges, or has met the limits of its precision.
-        still = 0 if gap < 0.98 * best or np.isnan(gap) else still + 1
+        # Three budgets in a row that gain less than 2 %: it diverges, or has met the limits of its precision.
+        still = 0 if gap < 0.98 * best or np.isnan(gap) or not contender.interpolate else still + 1
         best = np.fmin(best, gap)
         if still >= 3 and (gap < 1e-2 or record["seconds"] > budget / 4):
             break
