@@ -80,13 +80,12 @@ class ProbingBuildExt(build_ext):
 
 
 SHARED = [f"softreg/{name}" for name in (
-    "_simd.h", "_simd.pxd", "_softmax_leaves.pxd", "_product_leaves.pxd", "_kernel_arguments.pxd"
+    "_simd.h", "_simd.pxd", "_softmax_leaves.pxd", "_product_leaves.pxd", "_kernel_arguments.pxd", "_teams.pxd"
 )]  # fmt: skip
 
+EXTENSIONS = "_teams", "_core", "_hessian", "_dual_ascent", "_dense_stream", "_sparse_stream", "_coordinate_descent"
+
 setup(
-    ext_modules=[
-        Extension(f"softreg.{name}", [f"softreg/{name}.pyx"], depends=SHARED)
-        for name in ("_core", "_dual_ascent", "_dense_stream", "_sparse_stream", "_coordinate_descent")
-    ],
+    ext_modules=[Extension(f"softreg.{name}", [f"softreg/{name}.pyx"], depends=SHARED) for name in EXTENSIONS],
     cmdclass={"build_ext": ProbingBuildExt},
 )

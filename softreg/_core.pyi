@@ -11,7 +11,6 @@ Floating: TypeAlias = np.dtype[np.float32] | np.dtype[np.float64]
 Floats: TypeAlias = np.ndarray[Any, Floating]
 Vector: TypeAlias = np.ndarray[tuple[int], Floating]
 Matrix: TypeAlias = np.ndarray[tuple[int, int], Floating]
-Doubles: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Codes: TypeAlias = np.ndarray[tuple[int], np.dtype[np.intp]]
 Index: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int32] | np.dtype[np.int64]]
 
@@ -37,10 +36,6 @@ def dense_hessian_product(
     out: Floats, n_threads: int = 1,
 ) -> None: ...
 def input_gradient(G: Matrix, W: Matrix, out: Floats, n_threads: int = 1) -> None: ...
-def dense_hessian(
-    X: Matrix, rows: Codes | None, P: Matrix, weight: Doubles, mean: Doubles, deviation: Doubles, out: Doubles,
-    n_threads: int = 1,
-) -> None: ...
 def csr_logits(
     data: Vector, indices: Index, indptr: Index, rows: Codes | None, Wt: Matrix, n_features: int, out: Floats,
     n_threads: int = 1,

@@ -16,8 +16,6 @@ buffers of its own, which are then summed in order. So results do not depend on 
 last bit.
 """
 
-import os
-
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -29,94 +27,18 @@ from softreg._product_leaves cimport TILE_ROWS, CSRRows, add_column_sums, add_do
 from softreg._product_leaves cimport add_penalty, add_product, add_row_sums, add_vector, csr_accumulate, csr_forward
 from softreg._product_leaves cimport csr_rows, gemm
 from softreg._simd cimport OPENMP, floating, index_t, matrix_pointer, round_up
-from softreg._simd cimport sr_load_shared, sr_max_threads, sr_seconds, sr_simd_level, sr_store_shared
-from softreg._simd cimport sr_thread_seconds, sr_void, vdouble
-from softreg._simd cimport vector_pointer, vfloat
+from softreg._simd cimport sr_max_threads, sr_simd_level, sr_void, vdouble, vector_pointer, vfloat
 from softreg._softmax_leaves cimport BLOCK, add_target_logits, apply_jacobian, block_exp, block_log, block_log_softmax
 from softreg._softmax_leaves cimport block_losses, block_max, block_scale, block_sum, check_targets, load_rows
 from softreg._softmax_leaves cimport pick_class_logits, scale_subtract_class, store_rows, subtract_targets
 from softreg._softmax_leaves cimport transpose_rows, wide_exp, wide_max, wide_pick, wide_scale, wide_sum
+from softreg._teams cimport MAX_PARTS, Team, begin_region, end_region, part_begins, part_ends
 
 
 cdef enum:
-    MAX_PARTS = 16      # parts of the rows that may run at the same time
     SUM_ROWS = 4096     # rows whose sum is made apart where there are many more: errors grow with the longest sum
     WIDE = 44           # classes: from here on vectors run along a row
-    WORK = 1000000      # multiply-adds that a thread must have for itself: some 50 microseconds
-    HESSIAN_NUMBERS = 32768     # products of columns that are made at a time: they stay in the second cache
     EXP_WORK = 16       # multiply-adds that take as long as what else is done with a logit
-
-
-# --- threads ----------------------------------------------------------------------------------------------------------
-# Every parallel region asks `_team` how many threads it gets, at most as many as its caller asked for.
-
-# These belong to the process. Two are set where no other thread runs; all threads of Python share the time.
-cdef bint is_forked_child = False       # OpenMP would wait for ever for the threads of the parent process
-cdef double single_thread_until = 0     # a time: until then threads cost more than they save, see `_end_region`
-cdef bint threads_everywhere = False    # threads for little work, and on a busy machine, too: for tests of bits
-
-
-def _after_fork():
-    global is_forked_child
-    is_forked_child = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _use_threads_everywhere(bint on):
-    global threads_everywhere
-    threads_everywhere = on
-
-
-cdef struct Team:               # the threads of a parallel region
-    int size
-    double started
-    double[MAX_PARTS] seconds   # of a processor, for each part
-
-
-cdef Team _team(int wanted, double work, Py_ssize_t parts) noexcept nogil:
-    """Begin a region of `work` multiply-adds in `parts`, with at most `wanted` threads.
-
-    One thread where the work is little, or where another process needs the cores.
-    """
-    cdef Team team
-    cdef Py_ssize_t most = min(<Py_ssize_t>wanted, parts)
-    if not threads_everywhere:
-        most = <Py_ssize_t>min(<double>most, work / WORK)
-    team.size = 1
-    if most >= 2 and not is_forked_child:
-        team.started = sr_seconds()
-        if threads_everywhere or team.started >= sr_load_shared(&single_thread_until):
-            team.size = <int>most
-    return team
-
-
-cdef inline void _part_begins(Team* team, Py_ssize_t part) noexcept nogil:
-    if team.size > 1:
-        team.seconds[part] = sr_thread_seconds()
-
-
-cdef inline void _part_ends(Team* team, Py_ssize_t part) noexcept nogil:
-    if team.size > 1:
-        team.seconds[part] = sr_thread_seconds() - team.seconds[part]
-
-
-cdef void _end_region(Team* team, Py_ssize_t parts) noexcept nogil:
-    """End a region. Where one thread would have been faster, use one for ten times as long as was lost.
-
-    A thread whose core is taken by another process keeps all others waiting, for milliseconds.
-    """
-    cdef double now, lost
-    cdef Py_ssize_t part
-    if team.size > 1:
-        now = sr_seconds()
-        lost = now - team.started
-        for part in range(parts):
-            lost -= team.seconds[part]
-        if lost > 0:
-            sr_store_shared(&single_thread_until, now + 10 * lost)
 
 
 # --- a block of logits ----------------------------------------------------------------------------------------------
@@ -486,12 +408,12 @@ cdef double _run(KernelArguments* args, const floating[:, ::1] W, floating[:, ::
     if W is not None:
         _pack_weights(args, W, scratch + n)
     work = <double>args.m * args.K * (EXP_WORK + args.d * ((W is not None) + args.backward))
-    team = _team(n_threads, work, args.parts)
+    team = begin_region(n_threads, work, args.parts)
     for part in prange(args.parts, nogil=True, num_threads=team.size, schedule="dynamic"):
-        _part_begins(&team, part)
+        part_begins(&team, part)
         losses[part] = _run_part(args, part, scratch, sums)
-        _part_ends(&team, part)
-    _end_region(&team, args.parts)
+        part_ends(&team, part)
+    end_region(&team, args.parts)
     if args.backward:
         loss = 0.5 * args.l2 * _sum_parts(args, scratch, sums, W, gradient)
     for part in range(args.parts):
@@ -613,178 +535,11 @@ def input_gradient(const floating[:, ::1] G, const floating[:, ::1] W, floating[
     if K == 0:
         out[:, :] = 0
         return
-    team = _team(n_threads, <double>n * K * d, parts)
+    team = begin_region(n_threads, <double>n * K * d, parts)
     for part in prange(parts, nogil=True, num_threads=team.size, schedule="dynamic"):
         first = part * n // parts
         last = (part + 1) * n // parts
         gemm[floating](False, d, last - first, K, w, W.shape[1], g + first * K, K, 0, x + first * d, d)
-
-
-# --- the whole Hessian, for problems with few parameters ------------------------------------------------------------
-# It is a sum over the pairs of classes, sum_i w_i sum_{k<m} p_ik p_im (e_k - e_m)(e_k - e_m)^T (x) z_i z_i^T: blocks of
-# rows of the products p_k p_m, times the products z_i z_j, i <= j. The matrix product runs on BLAS.
-
-cdef struct HessianArguments:   # void is float or double
-    const void* X
-    const void* P               # (m, K)
-    const Py_ssize_t* rows      # (m,) numbers of the rows; NULL: all of them
-    const double* weight        # (m,)
-    const double* mean          # (d,)
-    const double* deviation     # (d,)
-    Py_ssize_t m, K, d, p, stride
-    Py_ssize_t pairs, squares   # pairs of classes k < m, and of columns: i <= j, or all where `square`
-    bint square                 # one pair of classes: scaled rows times rows, as products of columns serve only once
-    Py_ssize_t block, parts, size
-
-
-cdef sr_void _load_standardized(
-    const HessianArguments* args, Py_ssize_t start, Py_ssize_t count, const floating* like, double* Z, double* P,
-    double* wP
-) noexcept nogil:
-    """Z (p, block), P and wP (K, block) OUT = z, p and w p of `count` rows from `start` on, in float64.
-
-    `like` is NULL and tells the dtype.
-    """
-    cdef const floating* X = <const floating*>args.X
-    cdef const floating* probabilities = <const floating*>args.P + start * args.K
-    cdef const floating* x
-    cdef Py_ssize_t i, j, k, block = args.block
-    for i in range(count):
-        x = X + (args.rows[start + i] if args.rows != NULL else start + i) * args.stride
-        for j in range(args.d):
-            Z[j * block + i] = x[j]
-        for k in range(args.K):
-            P[k * block + i] = probabilities[i * args.K + k]
-    for j in range(args.d):
-        for i in range(count):
-            Z[j * block + i] = (Z[j * block + i] - args.mean[j]) / args.deviation[j]
-    if args.p > args.d:
-        for i in range(count):
-            Z[args.d * block + i] = 1
-    for k in range(args.K):
-        for i in range(count):
-            wP[k * block + i] = args.weight[start + i] * P[k * block + i]
-
-
-cdef sr_void _pair_products(
-    const double* A, const double* B, Py_ssize_t n, Py_ssize_t shift, Py_ssize_t count, Py_ssize_t block, double* out
-) noexcept nogil:
-    """out (pairs, block) OUT = A_i * B_j for the rows j >= i + shift of A and B (n, block), `count` columns of them."""
-    cdef Py_ssize_t i, j, r
-    cdef const double* a
-    cdef const double* b
-    for i in range(n):
-        a = A + i * block
-        for j in range(i + shift, n):
-            b = B + j * block
-            for r in range(count):
-                out[r] = a[r] * b[r]
-            out += block
-
-
-cdef sr_void _scale_columns(
-    const double* A, const double* factor, Py_ssize_t n, Py_ssize_t count, Py_ssize_t block, double* out
-) noexcept nogil:
-    """out (n, block) OUT = A (n, block) * factor (block,), `count` columns of them."""
-    cdef Py_ssize_t i, r
-    for i in range(n):
-        for r in range(count):
-            out[i * block + r] = A[i * block + r] * factor[r]
-
-
-cdef void _hessian_part(
-    const HessianArguments* args, Py_ssize_t part, const floating* like, double* sums
-) noexcept nogil:
-    """sums (pairs, squares) OUT = those of a part of the rows; scratch follows them."""
-    cdef Py_ssize_t start = part * args.m // args.parts, stop = (part + 1) * args.m // args.parts, count
-    cdef double* Z = sums + args.pairs * args.squares
-    cdef double* P = Z + args.p * args.block
-    cdef double* wP = P + args.K * args.block
-    cdef double* classes = wP + args.K * args.block
-    cdef double* columns = classes + args.pairs * args.block
-    memset(sums, 0, args.pairs * args.squares * sizeof(double))
-    while start < stop:
-        count = min(args.block, stop - start)
-        _load_standardized(args, start, count, like, Z, P, wP)
-        _pair_products(P, wP, args.K, 1, count, args.block, classes)
-        if args.square:
-            _scale_columns(Z, classes, args.p, count, args.block, columns)
-            gemm[double](True, args.p, args.p, count, columns, args.block, Z, args.block, 1, sums, args.p)
-        else:
-            _pair_products(Z, Z, args.p, 0, count, args.block, columns)
-            gemm[double](
-                True, args.squares, args.pairs, count, columns, args.block, classes, args.block, 1, sums, args.squares
-            )
-        start += count
-
-
-cdef void _spread_pairs(const HessianArguments* args, const double* sums, double* H) noexcept nogil:
-    """H (K, p, K, p) OUT from the sums (pairs, squares): minus them beside the diagonal, their sums over m on it."""
-    cdef Py_ssize_t k, m, i, j, K = args.K, p = args.p, n = K * p
-    cdef double v
-    memset(H, 0, n * n * sizeof(double))
-    for k in range(K):
-        for m in range(k + 1, K):
-            for i in range(p):
-                if args.square:
-                    sums += i
-                for j in range(i, p):
-                    v = sums[0]
-                    sums += 1
-                    H[(k * p + i) * n + k * p + j] += v
-                    H[(m * p + i) * n + m * p + j] += v
-                    H[(k * p + i) * n + m * p + j] = H[(m * p + i) * n + k * p + j] = -v
-                    H[(k * p + j) * n + m * p + i] = H[(m * p + j) * n + k * p + i] = -v
-    for k in range(K):
-        for i in range(p):
-            for j in range(i):
-                H[(k * p + i) * n + k * p + j] = H[(k * p + j) * n + k * p + i]
-
-
-def dense_hessian(
-    const floating[:, :] X, const Py_ssize_t[::1] rows, const floating[:, ::1] P, const double[::1] weight,
-    const double[::1] mean, const double[::1] deviation, double[:, :, :, ::1] out, int n_threads=1,
-):
-    """out (K, p, K, p) OUT = sum_i w_i (diag(p_i) - p_i p_i^T) (x) z_i z_i^T, in float64.
-
-    z_i = [(x_i - mean) / deviation, 1] are the rows of X in standardised coordinates, p_i those of P (m, K). Where p_i
-    does not sum to one, diag(p_i) is multiplied by the sum, so that the matrix has no negative eigenvalues.
-    """
-    cdef HessianArguments args
-    cdef Py_ssize_t part, n
-    cdef double* sums
-    cdef double work
-    cdef floating* like = NULL
-    cdef Team team
-    args.X, args.P = matrix_pointer[floating](X), matrix_pointer[floating](P)
-    args.rows, args.weight = vector_pointer[Py_ssize_t](rows), vector_pointer[double](weight)
-    args.mean, args.deviation = vector_pointer[double](mean), vector_pointer[double](deviation)
-    args.stride = X.strides[0] // <Py_ssize_t>sizeof(floating)
-    args.m, args.K, args.d, args.p = P.shape[0], P.shape[1], X.shape[1], out.shape[1]
-    args.square = args.K == 2
-    args.pairs = args.K * (args.K - 1) // 2
-    args.squares = args.p * args.p if args.square else args.p * (args.p + 1) // 2
-    n = args.pairs * args.squares
-    if n == 0:
-        out[:] = 0
-        return
-    work = <double>args.m * n
-    args.block = max(<Py_ssize_t>BLOCK, min(<Py_ssize_t>4 * BLOCK, HESSIAN_NUMBERS // args.squares // 8 * 8))
-    args.parts = max(<Py_ssize_t>1, min(<Py_ssize_t>MAX_PARTS, min(args.m // (8 * BLOCK), <Py_ssize_t>(work / WORK))))
-    args.size = round_up(n + args.block * (args.p + 2 * args.K + args.pairs + args.squares), 8)
-    sums = <double*>malloc(args.parts * args.size * sizeof(double))
-    if sums == NULL:
-        raise MemoryError(f"{args.parts * args.size * sizeof(double)} bytes of scratch memory")
-    team = _team(n_threads, work, args.parts)
-    for part in prange(args.parts, nogil=True, num_threads=team.size, schedule="dynamic"):
-        _part_begins(&team, part)
-        _hessian_part(&args, part, like, sums + part * args.size)
-        _part_ends(&team, part)
-    _end_region(&team, args.parts)
-    for part in range(1, args.parts):
-        add_vector(sums, sums + part * args.size, n)
-    _spread_pairs(&args, sums, &out[0, 0, 0, 0])
-    free(sums)
 
 
 # --- CSR rows -------------------------------------------------------------------------------------------------------
@@ -808,12 +563,12 @@ cdef void _csr_logits(
     cdef const floating* w = matrix_pointer[floating](Wt)
     cdef const floating* bias = w + X.n_features * K if Wt.shape[0] > X.n_features else NULL
     cdef floating* Z = matrix_pointer[floating](out)
-    cdef Team team = _team(n_threads, _csr_work(X, K), parts)
+    cdef Team team = begin_region(n_threads, _csr_work(X, K), parts)
     for part in prange(parts, nogil=True, num_threads=team.size, schedule="dynamic"):
-        _part_begins(&team, part)
+        part_begins(&team, part)
         csr_forward(X, indices, part * m // parts, (part + 1) * m // parts, w, bias, K, Z)
-        _part_ends(&team, part)
-    _end_region(&team, parts)
+        part_ends(&team, part)
+    end_region(&team, parts)
 
 
 def csr_logits(
@@ -849,7 +604,7 @@ cdef double _start_gradient(
     cdef floating* o = matrix_pointer[floating](out)
     cdef double[MAX_PARTS] squares
     cdef double total = 0
-    cdef Team team = _team(n_threads, n, parts)
+    cdef Team team = begin_region(n_threads, n, parts)
     memset(o + n, 0, (out.shape[0] * out.shape[1] - n) * sizeof(floating))
     for part in prange(parts, nogil=True, num_threads=team.size, schedule="dynamic"):
         squares[part] = _start_gradient_part(w, part * n // parts, (part + 1) * n // parts, l2, o)
@@ -874,13 +629,13 @@ cdef int _csr_accumulate(
         recent = <floating*>malloc(d * K * sizeof(floating))
         if recent == NULL:
             raise MemoryError(f"{d * K * sizeof(floating)} bytes of scratch memory")
-    team = _team(n_threads, _csr_work(X, K), MAX_PARTS)
+    team = begin_region(n_threads, _csr_work(X, K), MAX_PARTS)
     shares = team.size
     for share in prange(shares, nogil=True, num_threads=team.size, schedule="static"):
-        _part_begins(&team, share)
+        part_begins(&team, share)
         csr_accumulate(X, indices, group, g, K, share * d // shares, (share + 1) * d // shares, recent, o)
-        _part_ends(&team, share)
-    _end_region(&team, shares)
+        part_ends(&team, share)
+    end_region(&team, shares)
     free(recent)
     if out.shape[0] > d:
         add_column_sums(g, X.m, K, o + d * K)

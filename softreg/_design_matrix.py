@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.utils.extmath import row_norms
 
-from softreg import _core, _dual_ascent
+from softreg import _core, _dual_ascent, _hessian
 
 BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
 COPIED_NUMBERS = 2**21  # ... or rows with so many nonzeros, if sparse rows are more: a block costs a pass over W, too
@@ -183,7 +183,7 @@ class DenseDesign(_Design):
         """
         rows = self.rows if isinstance(positions, slice) else self.row_numbers(positions)
         H = np.empty(2 * (P.shape[1], self.n_columns))
-        _core.dense_hessian(self.X, rows, P, weight, mean, deviation, H, self.n_threads)
+        _hessian.dense_hessian(self.X, rows, P, weight, mean, deviation, H, self.n_threads)
         return H
 
     def standardized_row_lengths(self, share):

@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 from shared import both_dtypes
 
-from softreg import _core, _dual_ascent, _reference
+from softreg import _core, _dual_ascent, _hessian, _reference, _teams
 
 # Which outputs a kernel has, and their shapes: m rows visited, K classes, d features, p = d or d + 1 columns.
 OUTPUTS = {
@@ -323,7 +323,7 @@ def test_cross_entropy_tells_of_targets_that_are_no_distributions(K, dtype):
 def test_every_kernel_is_tested():
     twins = {n for n, f in vars(_reference).items() if inspect.isfunction(f) and not n.startswith("_")}
     assert twins == {*OUTPUTS, "csr_dual_epoch", "dense_hessian"}
-    assert all(hasattr(_core, name) or hasattr(_dual_ascent, name) for name in twins)
+    assert all(any(hasattr(module, name) for module in (_core, _hessian, _dual_ascent)) for name in twins)
 
 
 @pytest.mark.parametrize(("index", "intercept"), [(np.int32, True), (np.int64, False)])
@@ -428,9 +428,9 @@ def test_zero_weights_count_nothing(name, dtype):
 @pytest.fixture
 def threads_everywhere():
     """Kernels take the threads they are given, also where there is little to do or the machine is busy."""
-    _core._use_threads_everywhere(True)
+    _teams.use_threads_everywhere(True)
     yield
-    _core._use_threads_everywhere(False)
+    _teams.use_threads_everywhere(False)
 
 
 @pytest.mark.usefixtures("threads_everywhere")
@@ -568,7 +568,7 @@ def test_dense_hessian_equals_its_twin(d, K, dtype):
         given = hessian_problem(n, d, K, dtype, intercept, rows)
         before, shape = [np.copy(a) for a in given if a is not None], 2 * (K, d + intercept)
         got, want = np.full(shape, np.nan), np.empty(shape)
-        _core.dense_hessian(*given, got)
+        _hessian.dense_hessian(*given, got)
         _reference.dense_hessian(*given, want)
         # both are sums over n rows of products of six numbers in float64; the diagonal is a sum over K of these sums
         largest = np.max(np.abs(want), initial=0.0)
@@ -581,7 +581,7 @@ def test_dense_hessian_is_the_same_for_every_number_of_threads(threads_everywher
     given = hessian_problem(3000, 9, 4, np.float32, True, None)  # rows for five parts
     results = [np.empty(2 * (4, 10)) for _ in range(4)]
     for n_threads, out in enumerate(results, 1):
-        _core.dense_hessian(*given, out, n_threads)
+        _hessian.dense_hessian(*given, out, n_threads)
     assert all(np.array_equal(results[0], out) for out in results[1:])
 
 
@@ -591,7 +591,7 @@ def test_dense_hessian_has_no_negative_eigenvalues():
     P = (P * np.float32(1 + 1e-6)).astype(np.float32)
     P[::2] = np.eye(4, dtype=np.float32)[np.arange(100) % 4]
     H = np.empty((4, 4, 4, 4))
-    _core.dense_hessian(X, rows, P, weight, mean, deviation, H)
+    _hessian.dense_hessian(X, rows, P, weight, mean, deviation, H)
     values = np.linalg.eigvalsh(H.reshape(16, 16))
     # the four changes that are the same in all classes have no curvature; rounding leaves some eps of the largest
     assert values[0] >= -100 * np.finfo(float).eps * values[-1]

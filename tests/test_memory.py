@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 from shared import both_dtypes, like, softmax_data, unfinished
 
-from softreg import SoftmaxRegression, _core, _objective
+from softreg import SoftmaxRegression, _objective, _teams
 from softreg._objective import Objective, _next_trial, _trials_ahead
 from softreg._preconditioners import Diagonal
 
@@ -139,11 +139,11 @@ def test_a_fit_that_recomputes_reaches_the_same_optimum(form, what, monkeypatch,
 @forms
 def test_threads_do_not_change_a_fit_that_recomputes(form, nothing_stored):
     X, y = softmax_data(2000, D, K)
-    _core._use_threads_everywhere(True)
+    _teams.use_threads_everywhere(True)
     try:
         one, two = (SoftmaxRegression(solver="newton", random_state=0, n_jobs=n).fit(form(X), y) for n in (1, 2))
     finally:
-        _core._use_threads_everywhere(False)
+        _teams.use_threads_everywhere(False)
     assert np.array_equal(one.coef_, two.coef_) and np.array_equal(one.intercept_, two.intercept_)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import softreg
-from softreg import _coordinate_descent, _core, _dual_ascent, _reference, functional, inspection, metrics
+from softreg import _coordinate_descent, _core, _dual_ascent, _hessian, _reference, functional, inspection, metrics
 
 DISTRIBUTION = importlib.metadata.distribution("softreg")
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,8 +31,8 @@ def functions(module):
     return {name: obj for name, obj in own.items() if obj.__module__ == module.__name__}
 
 
-EXTENSIONS = (_core, _dual_ascent, _coordinate_descent)
-COMPILED = functions(_core) | functions(_dual_ascent)
+EXTENSIONS = (_core, _hessian, _dual_ascent, _coordinate_descent)
+COMPILED = functions(_core) | functions(_hessian) | functions(_dual_ascent)
 KERNELS = sorted((COMPILED.keys() | functions(_reference).keys()) - QUERIES)
 
 
@@ -138,8 +138,8 @@ def test_wheel_holds_what_runs_and_nothing_else():
     assert {file.parts[0] for file in files} == {"softreg", f"softreg-{softreg.__version__}.dist-info"}
     others = {file.name for file in files if file.parts[0] == "softreg" and file.suffix != ".py"}
     endings = (sysconfig.get_config_var("EXT_SUFFIX"), ".pyi")
-    extensions = ("_core", "_dual_ascent", "_dense_stream", "_sparse_stream", "_coordinate_descent")
-    assert others == {name + end for name in extensions for end in endings} | {"py.typed"}
+    kernels = ("_core", "_hessian", "_dual_ascent", "_dense_stream", "_sparse_stream", "_coordinate_descent")
+    assert others == {name + end for name in ("_teams", *kernels) for end in endings} | {"py.typed"}
 
 
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="the tests stand apart from the sources")

@@ -14,7 +14,7 @@ import pytest
 from scipy import sparse
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from softreg import SoftmaxRegression, _core
+from softreg import SoftmaxRegression, _teams
 from softreg import functional as F
 from softreg._threads import _clear_controlling_thread, single_threaded_blas
 
@@ -43,9 +43,9 @@ def two_blas_threads():
 @pytest.fixture
 def threads_everywhere():
     """Kernels take the threads they are given, also where there is little to do or the machine is busy."""
-    _core._use_threads_everywhere(True)
+    _teams.use_threads_everywhere(True)
     yield
-    _core._use_threads_everywhere(False)
+    _teams.use_threads_everywhere(False)
 
 
 # --- the limit on BLAS ----------------------------------------------------------------------------------------------

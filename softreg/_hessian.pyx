@@ -1,0 +1,183 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: embedsignature=True, freethreading_compatible=True
+"""The whole Hessian of the loss, for problems with few parameters. `_reference.py` says what is computed.
+
+It is a sum over the pairs of classes, sum_i w_i sum_{k<m} p_ik p_im (e_k - e_m)(e_k - e_m)^T (x) z_i z_i^T: blocks of
+rows of the products p_k p_m, times the products z_i z_j, i <= j. The matrix product runs on BLAS.
+"""
+
+from cython.parallel cimport prange
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from softreg._product_leaves cimport add_vector, gemm
+from softreg._simd cimport floating, matrix_pointer, round_up, sr_void, vector_pointer
+from softreg._softmax_leaves cimport BLOCK
+from softreg._teams cimport MAX_PARTS, WORK, Team, begin_region, end_region, part_begins, part_ends
+
+
+cdef enum:
+    HESSIAN_NUMBERS = 32768     # products of columns that are made at a time: they stay in the second cache
+
+
+cdef struct HessianArguments:   # void is float or double
+    const void* X
+    const void* P               # (m, K)
+    const Py_ssize_t* rows      # (m,) numbers of the rows; NULL: all of them
+    const double* weight        # (m,)
+    const double* mean          # (d,)
+    const double* deviation     # (d,)
+    Py_ssize_t m, K, d, p, stride
+    Py_ssize_t pairs, squares   # pairs of classes k < m, and of columns: i <= j, or all where `square`
+    bint square                 # one pair of classes: scaled rows times rows, as products of columns serve only once
+    Py_ssize_t block, parts, size
+
+
+cdef sr_void _load_standardized(
+    const HessianArguments* args, Py_ssize_t start, Py_ssize_t count, const floating* like, double* Z, double* P,
+    double* wP
+) noexcept nogil:
+    """Z (p, block), P and wP (K, block) OUT = z, p and w p of `count` rows from `start` on, in float64.
+
+    `like` is NULL and tells the dtype.
+    """
+    cdef const floating* X = <const floating*>args.X
+    cdef const floating* probabilities = <const floating*>args.P + start * args.K
+    cdef const floating* x
+    cdef Py_ssize_t i, j, k, block = args.block
+    for i in range(count):
+        x = X + (args.rows[start + i] if args.rows != NULL else start + i) * args.stride
+        for j in range(args.d):
+            Z[j * block + i] = x[j]
+        for k in range(args.K):
+            P[k * block + i] = probabilities[i * args.K + k]
+    for j in range(args.d):
+        for i in range(count):
+            Z[j * block + i] = (Z[j * block + i] - args.mean[j]) / args.deviation[j]
+    if args.p > args.d:
+        for i in range(count):
+            Z[args.d * block + i] = 1
+    for k in range(args.K):
+        for i in range(count):
+            wP[k * block + i] = args.weight[start + i] * P[k * block + i]
+
+
+cdef sr_void _pair_products(
+    const double* A, const double* B, Py_ssize_t n, Py_ssize_t shift, Py_ssize_t count, Py_ssize_t block, double* out
+) noexcept nogil:
+    """out (pairs, block) OUT = A_i * B_j for the rows j >= i + shift of A and B (n, block), `count` columns of them."""
+    cdef Py_ssize_t i, j, r
+    cdef const double* a
+    cdef const double* b
+    for i in range(n):
+        a = A + i * block
+        for j in range(i + shift, n):
+            b = B + j * block
+            for r in range(count):
+                out[r] = a[r] * b[r]
+            out += block
+
+
+cdef sr_void _scale_columns(
+    const double* A, const double* factor, Py_ssize_t n, Py_ssize_t count, Py_ssize_t block, double* out
+) noexcept nogil:
+    """out (n, block) OUT = A (n, block) * factor (block,), `count` columns of them."""
+    cdef Py_ssize_t i, r
+    for i in range(n):
+        for r in range(count):
+            out[i * block + r] = A[i * block + r] * factor[r]
+
+
+cdef void _hessian_part(
+    const HessianArguments* args, Py_ssize_t part, const floating* like, double* sums
+) noexcept nogil:
+    """sums (pairs, squares) OUT = those of a part of the rows; scratch follows them."""
+    cdef Py_ssize_t start = part * args.m // args.parts, stop = (part + 1) * args.m // args.parts, count
+    cdef double* Z = sums + args.pairs * args.squares
+    cdef double* P = Z + args.p * args.block
+    cdef double* wP = P + args.K * args.block
+    cdef double* classes = wP + args.K * args.block
+    cdef double* columns = classes + args.pairs * args.block
+    memset(sums, 0, args.pairs * args.squares * sizeof(double))
+    while start < stop:
+        count = min(args.block, stop - start)
+        _load_standardized(args, start, count, like, Z, P, wP)
+        _pair_products(P, wP, args.K, 1, count, args.block, classes)
+        if args.square:
+            _scale_columns(Z, classes, args.p, count, args.block, columns)
+            gemm[double](True, args.p, args.p, count, columns, args.block, Z, args.block, 1, sums, args.p)
+        else:
+            _pair_products(Z, Z, args.p, 0, count, args.block, columns)
+            gemm[double](
+                True, args.squares, args.pairs, count, columns, args.block, classes, args.block, 1, sums, args.squares
+            )
+        start += count
+
+
+cdef void _spread_pairs(const HessianArguments* args, const double* sums, double* H) noexcept nogil:
+    """H (K, p, K, p) OUT from the sums (pairs, squares): minus them beside the diagonal, their sums over m on it."""
+    cdef Py_ssize_t k, m, i, j, K = args.K, p = args.p, n = K * p
+    cdef double v
+    memset(H, 0, n * n * sizeof(double))
+    for k in range(K):
+        for m in range(k + 1, K):
+            for i in range(p):
+                if args.square:
+                    sums += i
+                for j in range(i, p):
+                    v = sums[0]
+                    sums += 1
+                    H[(k * p + i) * n + k * p + j] += v
+                    H[(m * p + i) * n + m * p + j] += v
+                    H[(k * p + i) * n + m * p + j] = H[(m * p + i) * n + k * p + j] = -v
+                    H[(k * p + j) * n + m * p + i] = H[(m * p + j) * n + k * p + i] = -v
+    for k in range(K):
+        for i in range(p):
+            for j in range(i):
+                H[(k * p + i) * n + k * p + j] = H[(k * p + j) * n + k * p + i]
+
+
+def dense_hessian(
+    const floating[:, :] X, const Py_ssize_t[::1] rows, const floating[:, ::1] P, const double[::1] weight,
+    const double[::1] mean, const double[::1] deviation, double[:, :, :, ::1] out, int n_threads=1,
+):
+    """out (K, p, K, p) OUT = sum_i w_i (diag(p_i) - p_i p_i^T) (x) z_i z_i^T, in float64.
+
+    z_i = [(x_i - mean) / deviation, 1] are the rows of X in standardised coordinates, p_i those of P (m, K). Where p_i
+    does not sum to one, diag(p_i) is multiplied by the sum, so that the matrix has no negative eigenvalues.
+    """
+    cdef HessianArguments args
+    cdef Py_ssize_t part, n
+    cdef double* sums
+    cdef double work
+    cdef floating* like = NULL
+    cdef Team team
+    args.X, args.P = matrix_pointer[floating](X), matrix_pointer[floating](P)
+    args.rows, args.weight = vector_pointer[Py_ssize_t](rows), vector_pointer[double](weight)
+    args.mean, args.deviation = vector_pointer[double](mean), vector_pointer[double](deviation)
+    args.stride = X.strides[0] // <Py_ssize_t>sizeof(floating)
+    args.m, args.K, args.d, args.p = P.shape[0], P.shape[1], X.shape[1], out.shape[1]
+    args.square = args.K == 2
+    args.pairs = args.K * (args.K - 1) // 2
+    args.squares = args.p * args.p if args.square else args.p * (args.p + 1) // 2
+    n = args.pairs * args.squares
+    if n == 0:
+        out[:] = 0
+        return
+    work = <double>args.m * n
+    args.block = max(<Py_ssize_t>BLOCK, min(<Py_ssize_t>4 * BLOCK, HESSIAN_NUMBERS // args.squares // 8 * 8))
+    args.parts = max(<Py_ssize_t>1, min(<Py_ssize_t>MAX_PARTS, min(args.m // (8 * BLOCK), <Py_ssize_t>(work / WORK))))
+    args.size = round_up(n + args.block * (args.p + 2 * args.K + args.pairs + args.squares), 8)
+    sums = <double*>malloc(args.parts * args.size * sizeof(double))
+    if sums == NULL:
+        raise MemoryError(f"{args.parts * args.size * sizeof(double)} bytes of scratch memory")
+    team = begin_region(n_threads, work, args.parts)
+    for part in prange(args.parts, nogil=True, num_threads=team.size, schedule="dynamic"):
+        part_begins(&team, part)
+        _hessian_part(&args, part, like, sums + part * args.size)
+        part_ends(&team, part)
+    end_region(&team, args.parts)
+    for part in range(1, args.parts):
+        add_vector(sums, sums + part * args.size, n)
+    _spread_pairs(&args, sums, &out[0, 0, 0, 0])
+    free(sums)

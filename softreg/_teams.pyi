@@ -1,0 +1,3 @@
+"""Signature of the switch of `_teams.pyx`."""
+
+def use_threads_everywhere(on: bool) -> None: ...
