@@ -19,6 +19,7 @@ from softreg._threads import single_threaded_blas
 from softreg._typing import Floats, MatrixLike
 from softreg._validation import check_data, check_finite, check_two_classes, finite_or_error
 
+FARTHEST = 2.0  # of a prediction along a path, in steps from the alpha before the last to the last
 L2_SPAN, L1_SPAN = 1e-8, 1e-4  # the weakest penalty of a grid, as a share of the strongest
 
 
@@ -126,12 +127,13 @@ def fit_path(model, objective, classes, alphas, l1_ratio, score=lambda fitted: N
 def _predicted(objective, alpha, solved):
     """Return where the path leads at alpha, if the objective is lower there than where it is; else that.
 
-    `solved` holds the last two alphas and their W, arrays (K, p). W changes almost linearly in log(alpha).
+    `solved` holds the last two alphas and their W, arrays (K, p). W changes almost linearly in log(alpha). Steps of up
+    to `FARTHEST` times the last one are told by that.
     """
     (first, before), (second, W) = solved
     if not 0 < alpha < second < first:
         return W
-    predicted = W + W.dtype.type(np.log(second / alpha) / np.log(first / second)) * (W - before)
+    predicted = W + W.dtype.type(min(np.log(second / alpha) / np.log(first / second), FARTHEST)) * (W - before)
     value, here = (objective.value(V) + objective.penalty_l1(V) for V in (predicted, W))
     return predicted if value < here else W
 
