@@ -242,9 +242,10 @@ class Newton:
 
         The error is a share of the gradient, in proportion to the length of the step.
         """
+        if not self.proves:
+            return False
         error = self.error * self.norm / self.norm_before if self.norm_before > 0 else 0.0
-        least = gap_of_gradient(self.objective, self.at.gradient) * error**2
-        return self.proves and least <= SPARE * self.result.target
+        return gap_of_gradient(self.objective, self.at.gradient) * error**2 <= SPARE * self.result.target
 
     def confirm(self):
         """Estimate the gap by a long solve, see `ModelSolution.gap`, and take its step if F decreases.
