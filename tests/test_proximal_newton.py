@@ -13,7 +13,6 @@ from softreg import _coordinate_descent
 from softreg import _coordinate_descent_reference as reference
 from softreg._objective import Objective
 from softreg._solvers import proximal_newton as solver
-from softreg._solvers import quadratic_models
 from softreg._solvers.centred_coordinates import CentredCoordinates
 from softreg._solvers.proximal_newton import proximal_newton
 from softreg._solvers.quadratic_models import ColumnModel, HessianModel
@@ -123,7 +122,7 @@ def loss(objective, W):
 # --- kernels ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["quadratic_descent", "column_descent"])
+@pytest.mark.parametrize("name", ["quadratic_descent", "column_descent", "newton_step", "shift_classes"])
 def test_kernels_and_twins_have_the_same_parameters(name):
     ours, twin = (inspect.signature(getattr(module, name)) for module in (_coordinate_descent, reference))
     assert list(ours.parameters) == list(twin.parameters)
@@ -186,6 +185,103 @@ def test_column_descent_equals_its_twin(dtype, index, damping, sweeps):
         np.testing.assert_allclose(ours, twin, atol=1e-11)  # the intercepts' common shift is free: rounding moves it
 
 
+def model_with_zeros(seed, K=3, q=4, l2=0.0):
+    """H, l1, shared features, the gradient and coefficients for a step: q features in K classes, and intercepts."""
+    rng = np.random.default_rng(seed)
+    X, P = rng.normal(size=(40, q)) @ rng.normal(size=(q, q)), rng.dirichlet(np.ones(K), size=40)
+    X = np.column_stack([X, np.ones(40)])
+    J = np.einsum("nk,km->nkm", P, np.eye(K)) - P[:, :, None] * P[:, None, :]
+    H = np.einsum("nkm,ni,nj->kimj", J, X, X).reshape(K * (q + 1), -1) / 40
+    l1, l2 = (np.tile(np.append(np.full(q, penalty), 0), K) for penalty in (0.3, l2))
+    shared = np.arange(K * (q + 1)).reshape(K, q + 1).T.copy()
+    w = np.where((rng.random(K * (q + 1)) < 0.6) | (l1 == 0), rng.normal(size=K * (q + 1)), 0)
+    return H + np.diag(l2), l1, shared, H @ rng.normal(size=len(w)) + l2 * w, w
+
+
+def model_value(H, l1, g, w, v):
+    """What a step from w, where the gradient is g, to v changes in the model."""
+    return g @ (v - w) + 0.5 * (v - w) @ H @ (v - w) + l1 @ (np.abs(v) - np.abs(w))
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(20))
+def test_newton_steps_minimise_along_the_step_or_project(kernels, seed):
+    H, l1, shared, first, w = model_with_zeros(seed)
+    H += 0.01 * np.eye(len(w))  # shifts of a feature in all classes are seen
+    g, v = first.copy(), w.copy()
+    kernels.newton_step(H, l1, shared[:0], g, v)
+    np.testing.assert_allclose(g, first + H @ (v - w), atol=1e-11)  # rounding of numbers below 100
+    S = (w != 0) | (l1 == 0)
+    assert not v[~S].any()
+    face = np.zeros_like(w)
+    face[S] = np.linalg.solve(H[np.ix_(S, S)], -(first + np.sign(w) * l1)[S])  # the minimum, while no sign changes
+    line = [model_value(H, l1, first, w, w + t * face) for t in np.linspace(0, 1, 1001)]
+    assert model_value(H, l1, first, w, v) <= min(line) + 1e-12  # rounding
+
+
+@BOTH
+def test_newton_steps_reach_the_minimum_where_no_sign_changes(kernels):
+    H, l1, shared, first, w = model_with_zeros(0)
+    w = np.where(w != 0, 100 * np.sign(w), 0)  # far from zero
+    g = first.copy()
+    kernels.newton_step(H, l1, shared, g, w)
+    S = w != 0
+    slope = (g + np.sign(w) * l1)[S]
+    inside = slope - H[np.ix_(S, S)] @ np.linalg.lstsq(H[np.ix_(S, S)], slope)[0]  # no step can change the rest
+    np.testing.assert_allclose(slope, inside, atol=1e-9)  # the ridge of 1e-13 times steps of some 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_newton_steps_equal_their_twin(seed):
+    H, l1, shared, g, w = model_with_zeros(seed)
+    if seed % 3 == 1:  # some features have not all of their classes
+        w[[0, 6]] = 0
+    if seed % 3 == 2:
+        w[l1 > 0] *= 1e-3  # most signs change
+    outcomes = []
+    for kernels in (_coordinate_descent, reference):
+        outcomes.append((g.copy(), w.copy()))
+        kernels.newton_step(H, l1, shared, *outcomes[-1])
+    for ours, twin in zip(*outcomes, strict=True):
+        np.testing.assert_allclose(ours, twin, atol=1e-9)  # rounding times the condition number
+    np.testing.assert_array_equal(outcomes[0][1] == 0, outcomes[1][1] == 0)
+
+
+@BOTH
+def test_without_coordinates_a_newton_step_does_nothing(kernels):
+    H, l1, shared, g, w = model_with_zeros(0)
+    l1[:], w[:], before = 0.3, 0, g.copy()
+    kernels.newton_step(H, l1, shared, g, w)
+    np.testing.assert_array_equal(g, before)
+    assert not w.any()
+
+
+@BOTH
+@pytest.mark.parametrize("l2", [0.0, 0.02])
+@pytest.mark.parametrize("K", [3, 4, 5])
+def test_weights_of_a_feature_are_shifted_to_the_least_penalty(kernels, K, l2):
+    rng = np.random.default_rng(6)
+    q = 12
+    shared = np.arange(K * (q + 1)).reshape(K, q + 1).T.copy()
+    l1, l2s = (np.tile(np.append(np.full(q, penalty), 0.0), K) for penalty in (0.05, l2))
+    w = rng.normal(size=K * (q + 1)) + 1
+    w[shared[0]] = 0.7  # equal weights become zero
+    g = l2s * w  # the loss has no slope along a shift
+    before, shift = w.copy(), np.linspace(-4, 4, 8001)
+    kernels.shift_classes(shared, l1, l2s, g, w)
+
+    def penalty(v):
+        return 0.05 * np.abs(v).sum(axis=0) + 0.5 * l2 * (v**2).sum(axis=0)
+
+    for at in shared[:-1]:
+        moved = w[at] - before[at]
+        np.testing.assert_allclose(moved, moved[0], atol=1e-15)  # rounding of numbers near 1
+        assert penalty(w[at]) <= penalty(before[at][:, None] + shift).min() + 1e-12  # rounding
+    np.testing.assert_allclose(g, l2s * w, atol=1e-15)
+    assert not w[shared[0]].any()
+    np.testing.assert_array_equal(w[shared[-1]], before[shared[-1]])
+
+
 # --- models -------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +334,7 @@ def test_the_decrease_is_that_of_the_objective_for_short_steps(kind):
     objective = problem(**KINDS[kind])
     model, at = model_at(objective, HessianModel)
     c = at.coordinates
-    near = solver._Point(c, c.from_weights(solve(objective, max_iter=5).W))
+    near = solver._Point(c, c.from_weights(solve(objective, max_iter=3).W))
     V, decrease = HessianModel(c, near.linearization, model.working).minimize(near.V, near.gradient, 0.0, 1e-8, np.inf)
     assert 1e-9 < decrease < 1e-3
     # the third order of a step is the square root of what it gains, times that; a loss near 1 is rounded to 1e-16
@@ -276,40 +372,6 @@ def _model_step(run, at):
     every = tuple(np.ascontiguousarray(part) for part in np.nonzero(np.ones_like(at.V)))
     V, _ = HessianModel(run.coordinates, at.linearization, every).minimize(at.V, at.gradient, 0.0, 1e-6, 0.0)
     return V - at.V
-
-
-def test_line_minimum_is_the_least_on_a_grid():
-    rng = np.random.default_rng(5)
-    for _ in range(50):
-        kinks = np.where(rng.random(6) < 0.3, np.inf, 2 * rng.random(6))
-        slope, curvature, rise = -rng.random() * 3, rng.random() * 3, rng.random(6)
-        grid = np.linspace(0, 1, 2001)
-        value = slope * grid + 0.5 * curvature * grid**2 + np.maximum(grid[:, None] - kinks, 0) @ rise
-        t, least = quadratic_models.line_minimum(slope, curvature, kinks, rise)
-        assert 0 < t <= 1
-        assert least <= value.min() + 1e-12  # rounding
-        assert least >= value.min() - 5e-3 * 10  # the grid's distance times the steepest slope
-
-
-@pytest.mark.parametrize("l2", [0.0, 0.02])
-@pytest.mark.parametrize("K", [3, 4, 5])
-def test_weights_of_a_feature_are_shifted_to_the_least_penalty(K, l2):
-    model, _ = model_at(problem(K=K, l2=l2, l1=0.05), HessianModel)
-    rng = np.random.default_rng(6)
-    model.v, model.g = rng.normal(size=len(model.l1)) + 1, np.zeros(len(model.l1))
-    model.g += model.l2 * model.v  # the loss has no slope along a shift
-    before, shift = model.v.copy(), np.linspace(-4, 4, 8001)
-    model.shift_classes()
-
-    def penalty(v):
-        return 0.05 * np.abs(v).sum(axis=0) + 0.5 * l2 * (v**2).sum(axis=0)
-
-    for j in range(12):
-        at = model.working[1] == j
-        moved = model.v[at] - before[at]
-        np.testing.assert_allclose(moved, moved[0], atol=1e-15)  # rounding of numbers near 1
-        assert penalty(model.v[at]) <= penalty(before[at][:, None] + shift).min() + 1e-12  # rounding
-    np.testing.assert_array_equal(model.v[model.working[1] == 12], before[model.working[1] == 12])
 
 
 # --- the solver ---------------------------------------------------------------------------------------------------

@@ -137,6 +137,19 @@ class CentredCoordinates:
         G[:, :d] += G[:, d:].sum(axis=1, keepdims=True) * self.mean
         return entropy, G
 
+    def dual_point_along(self, linearization, step):
+        """Return what `dual_point` does, from the probabilities of a linearisation in float64."""
+        objective, S = self.objective, self.to_weights(step)
+        entropy, G = 0.0, np.zeros(objective.shape, order=objective.design.order)
+        for block in objective.blocks(BLOCK_NUMBERS):
+            design, P = objective.design.select(block), linearization.probabilities(block).copy()
+            _move_along(P, design.logits(S))
+            entropy -= self.shares[block] @ np.einsum("ik,ik->i", P, np.log(np.maximum(P, np.finfo(P.dtype).tiny)))
+            P -= objective.distributions(block)
+            P *= self.shares[block, None]
+            G += design.accumulate(P)
+        return entropy, G
+
     # --- rows and columns, for models -----------------------------------------------------------------------------
 
     def row_blocks(self, positions, size):

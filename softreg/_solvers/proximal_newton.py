@@ -22,7 +22,9 @@ SMALL_WORK = 1e8  # n m^2 up to which a Hessian over m coefficients takes all ro
 SLOW = 0.5  # the sample doubles where a step promises more than this share of what the last one did
 LATE = 10  # where a step promises less than this multiple of tol, Hessians take all rows
 WARM = 300  # at a start within this multiple of tol, too
-HOPEFUL, HOPELESS = 3.0, 30.0  # a model is asked for a proof below this multiple of tol, and below this violation
+HOPEFUL, HOPELESS = 3.0, 30.0  # a proof is tried below this multiple of tol; of a model, below this violation
+OVERSHOT = 0.25  # a step that gains less than this share of its promise is shortened
+FARTHER = 0.1  # a step is doubled where that gains this share of what the step did
 TRIALS = 6  # of damping before a step is given up
 FIRST_DAMPING, LEAST_DAMPING = 0.01, 1e-4  # below the least a model is not damped
 MORE, LESS, MUCH_LESS = 4.0, 3.0, 5.0  # factors of the damping after steps that went badly, well and as predicted
@@ -92,6 +94,8 @@ class ProximalNewton:
             self.judge()
             if monitor(self.result.W, self.result.history[-1]) or self.result.converged or self.is_stuck():
                 break
+        if not self.result.converged:
+            self.result.bound(self.at.lower_bound)
         return self.result
 
     def set_up_sampling(self, random_state):
@@ -117,8 +121,8 @@ class ProximalNewton:
         at, objective = self.at, self.objective
         model = self.model(at)
         noise = 2 * np.finfo(objective.dtype).eps * abs(at.loss)
-        # the gap is at most the entropy times the violation
-        allowed = SPARE * self.target / max(at.dual[0], self.target, np.finfo(float).tiny)
+        # the gap is at most the entropy times the violation; the entropy is the loss at the optimum
+        allowed = SPARE * self.target / max(at.loss, self.target, np.finfo(float).tiny)
         accuracy = min(max(allowed, FORCING * at.violation), COARSEST)
         for _ in range(TRIALS):
             V, decrease = model.minimize(at.V, at.gradient, self.damping, accuracy, self.target)
@@ -127,25 +131,56 @@ class ProximalNewton:
             if 0 <= decrease < NOISY * self.target and new.gap < at.gap:
                 ratio = max(ratio, 1.0)  # rounding of the losses hides it, but the step was good
             self.adapt_damping(ratio)
-            if ratio > 0.05 or 0 <= decrease <= noise:
+            if 0 <= decrease < max(noise, NOISY * self.target):
                 break
-            if decrease < 0:
-                continue
-            t = 0.5 * decrease / (decrease - (at.loss - new.loss))  # the minimum of a parabola through both losses
-            new = self.evaluate(at.V + np.clip(t, 0.05, 0.5) * (V - at.V))
-            if at.loss - new.loss > 0.05 * decrease:
-                break
+            if decrease > 0:
+                new = self.line_search(new, V - at.V, decrease)
+                if at.loss - new.loss > 0.05 * decrease:
+                    break
+        self.adapt_sample(decrease)
+        self.decrease, self.noise = decrease, noise
         if model.is_exact and 0 <= decrease <= HOPEFUL * self.target and at.violation <= HOPELESS:
             self.prove(V - at.V)
-        self.adapt_sample(decrease)
-        self.decrease, self.noise, self.gained = decrease, noise, at.loss - new.loss
+            if new.loss - self.lower_bound <= self.target:
+                new = self.settle(new, model)
+        self.gained = at.loss - new.loss
         if ratio > 0.05 or new.loss < at.loss:
             self.at, self.result.W = new, new.W
+
+    def line_search(self, new, step, decrease):
+        """Return the best point found along a step from `self.at` to `new`, for which a model promised the decrease.
+
+        A step that overshoots is shortened to the minimum of a parabola through both losses. Another one is doubled as
+        long as that gains much: where classes are nearly separable, the loss falls off exponentially, and the curvature
+        with it, so that models end their steps far too early.
+        """
+        at, size = self.at, 1.0
+        gained = at.loss - new.loss
+        if gained < OVERSHOT * decrease:
+            size = 0.5 * decrease / (decrease - gained)
+            shorter = self.evaluate(at.V + max(size, 0.05) * step)
+            return shorter if shorter.loss < new.loss else new
+        while decrease > self.target:
+            size *= 2
+            farther = self.evaluate(at.V + size * step)
+            if not new.loss - farther.loss >= FARTHER * gained:
+                break
+            new = farther
+        return new
+
+    def settle(self, last, model):
+        """Return the point after one more step from the last one, with the Hessian of the last step, if F is lower.
+
+        It costs little, and settles which of the coefficients are zero.
+        """
+        V, _ = model.minimize(last.V, last.gradient, 0.0, FORCING * last.violation, 0.0)
+        new = self.evaluate(V)
+        return new if new.loss < last.loss else last
 
     def prove(self, step):
         """Bound the minimum by the dual point that the model at `self.at` has at its own minimum, a step away."""
         at = self.at
-        entropy, G = self.coordinates.dual_point(at.V, step)
+        entropy, G = at.dual_along(step)
         loss = max(at.loss, 1.0)  # for its rounding: they may be as far from Y as distributions can be
         bound = bound_of_distributions(self.objective, entropy, G, loss, np.float64)
         self.lower_bound = max(self.lower_bound, bound)
@@ -170,9 +205,11 @@ class ProximalNewton:
         """Record the iteration, and bound the gap."""
         result, before = self.result, self.result.gap
         result.record(self.at.loss)
-        result.bound(max(self.at.lower_bound, self.lower_bound))
         nothing = max(self.noise, NOTHING * self.target)
         hopeless = self.decrease <= nothing or self.damping == 1  # such a model lies above the objective
+        if hopeless or self.at.gap_estimate <= HOPEFUL * self.target:
+            self.lower_bound = max(self.at.lower_bound, self.lower_bound)
+        result.bound(self.lower_bound)
         is_idle = hopeless and self.gained <= nothing and result.gap > 0.7 * before
         self.idle = self.idle + 1 if is_idle else 0
 
@@ -256,6 +293,28 @@ class _Point:
         c, g = self.coordinates, self.gradient + self.coordinates.l2 * self.V
         off = np.where(self.V == 0, np.maximum(np.abs(g) - c.l1, 0), np.abs(g + np.sign(self.V) * c.l1))
         return off.max() / c.objective.l1
+
+    def dual_along(self, step):
+        """Return what `dual` is, for the first-order change of the probabilities along a step (L, p)."""
+        if self.precise:
+            return self.coordinates.dual_point(self.V, step)
+        return self.coordinates.dual_point_along(self.linearization, step)
+
+    @property
+    def gap_estimate(self):
+        """About what `gap` is, at a fraction of the cost: intercepts are taken to be optimal.
+
+        The entropy of the probabilities is L - <G, W>, with L the mean loss; see `_duality` for the rest.
+        """
+        c, V = self.coordinates, self.V[:, : self.coordinates.n_features]
+        ridge = 0.5 * c.copies * c.objective.l2 * np.sum(V * V)
+        entropy = self.linearization.value - ridge - c.copies * np.sum(self.gradient * self.V)
+        sizes = np.abs(self.gradient[:, : c.n_features])
+        gap = self.loss - entropy * min(1.0, c.objective.l1 / max(sizes.max(initial=0.0), c.objective.l1))
+        if c.objective.l2:
+            excess = np.maximum(sizes - c.objective.l1, 0)
+            gap = min(gap, self.loss - entropy + c.copies * np.sum(excess * excess) / (2 * c.objective.l2))
+        return gap
 
     @cached_property
     def lower_bound(self):
