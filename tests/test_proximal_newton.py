@@ -13,6 +13,7 @@ from softreg import _coordinate_descent
 from softreg import _coordinate_descent_reference as reference
 from softreg._objective import Objective
 from softreg._solvers import proximal_newton as solver
+from softreg._solvers import quadratic_models
 from softreg._solvers.centred_coordinates import CentredCoordinates
 from softreg._solvers.proximal_newton import proximal_newton
 from softreg._solvers.quadratic_models import ColumnModel, HessianModel
@@ -360,18 +361,52 @@ def test_a_model_proves_more_than_the_points_at_both_ends_of_its_step(kind):
         at = run.at
         run.step()
     best = loss(objective, solve(objective, tol=1e-10).W)
-    run.at = at
-    step = _model_step(run, at)
-    run.prove(step)
+    run.at, run.lower_bound = at, 0.0
+    model, step = _model_and_step(run, at)
     new = solver._Point(run.coordinates, at.V + step)
+    run.prove(new.loss, step, model, 1e-6)
     assert max(at.lower_bound, new.lower_bound) < run.lower_bound <= best + 1e-10  # the best is known to 1e-10 of F
 
 
-def _model_step(run, at):
-    """The step of the model over all rows at a point, without damping."""
+def _model_and_step(run, at):
+    """The model over all rows at a point, and its step without damping."""
     every = tuple(np.ascontiguousarray(part) for part in np.nonzero(np.ones_like(at.V)))
-    V, _ = HessianModel(run.coordinates, at.linearization, every).minimize(at.V, at.gradient, 0.0, 1e-6, 0.0)
-    return V - at.V
+    model = HessianModel(run.coordinates, at.linearization, every)
+    return model, model.minimize(at.V, at.gradient, 0.0, 1e-6, 0.0)[0] - at.V
+
+
+def test_a_dual_point_that_misses_the_conditions_is_repaired(monkeypatch):
+    """Probabilities stop at zero along a step: the model's dual point is then far off, and the next ones are not."""
+    X, y = load_wine(return_X_y=True)
+    objective, iterations = classification(X, y, 1e-3), []
+    for repairs in (solver.REPAIRS, 1):
+        monkeypatch.setattr(solver, "REPAIRS", repairs)
+        result = solve(objective, tol=1e-3)
+        assert result.stopped_on == "gap"
+        iterations.append(len(result.history))
+    assert iterations[0] < iterations[1]
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted", "no intercept", "soft", "binary", "sparse", "offset"])
+def test_all_ways_to_the_hessian_agree(kind):
+    objective = problem(**KINDS[kind])
+    c = CentredCoordinates(objective)
+    random = np.random.default_rng(3).normal(size=c.curvature.shape)
+    for V in (0 * random, 0.3 * random / np.sqrt(c.curvature)):
+        V[:, objective.n_features :] = c.null_intercepts
+        at = objective.linearize(c.to_weights(V))
+        every = np.nonzero(np.ones_like(V))
+        for part in (np.s_[:], np.s_[::2]):
+            classes, features = (numbers[part] for numbers in every)
+            used, column = quadratic_models._numbered(features)
+            given = c, at, classes, used, column, None
+            ways = [quadratic_models._hessian_by_blocks(*given)]
+            if c.objective.design.can_center:
+                ways.append(quadratic_models._dense_hessian(*given))
+            if not V[:, : objective.n_features].any():
+                ways.append(quadratic_models._hessian_of_null_model(*given))
+            for H in ways[1:]:
+                np.testing.assert_allclose(H, ways[0], atol=1e-9 if kind == "offset" else 1e-13)  # rounding
 
 
 # --- the solver ---------------------------------------------------------------------------------------------------

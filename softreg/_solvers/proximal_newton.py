@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from softreg._duality import bound_of_distributions, dual_point, lower_bound
+from softreg._duality import bound_of_distributions, lower_bound
 from softreg._solvers.centred_coordinates import CentredCoordinates
 from softreg._solvers.quadratic_models import ColumnModel, HessianModel
 from softreg._solvers.result import Result
@@ -22,7 +22,9 @@ SMALL_WORK = 1e8  # n m^2 up to which a Hessian over m coefficients takes all ro
 SLOW = 0.5  # the sample doubles where a step promises more than this share of what the last one did
 LATE = 10  # where a step promises less than this multiple of tol, Hessians take all rows
 WARM = 300  # at a start within this multiple of tol, too
-HOPEFUL, HOPELESS = 3.0, 30.0  # a proof is tried below this multiple of tol; of a model, below this violation
+HOPEFUL = 2.0  # a proof is tried below this multiple of tol
+AGAIN = 0.6  # ... and after one that failed, below this share of what the step promised then
+REPAIRS, NEARER = 6, 0.7  # dual points that are tried for a proof, each within this share of the gap before
 OVERSHOT = 0.25  # a step that gains less than this share of its promise is shortened
 FARTHER = 0.1  # a step is doubled where that gains this share of what the step did
 TRIALS = 6  # of damping before a step is given up
@@ -66,7 +68,8 @@ class ProximalNewton:
     damping : of the next model
     decrease, noise : what the last model promised, and how well losses are known
     n_sampled : rows of the next Hessian, at least
-    lower_bound : the best that models have proven
+    lower_bound : the best that was proven
+    hopeful : a model that promises at most this is asked for a proof
     gained : by what the last step decreased the objective
     idle : iterations in a row that could gain next to nothing, and brought the gap no nearer
     """
@@ -80,9 +83,9 @@ class ProximalNewton:
         if not W.any():
             V[:, objective.n_features :] = self.coordinates.null_intercepts
         self.damping, self.last_damping, self.decrease, self.idle = 0.0, FIRST_DAMPING, np.inf, 0
-        self.lower_bound = -np.inf
+        self.lower_bound, self.hopeful = -np.inf, HOPEFUL * self.target
         self.at = self.evaluate(V)
-        is_near = self.at.gap <= WARM * self.target
+        is_near = W.any() and self.at.gap <= WARM * self.target
         self.n_sampled = objective.n_rows // (1 if is_near else FIRST_SAMPLE)
         self.result.W = self.at.W
 
@@ -139,10 +142,12 @@ class ProximalNewton:
                     break
         self.adapt_sample(decrease)
         self.decrease, self.noise = decrease, noise
-        if model.is_exact and 0 <= decrease <= HOPEFUL * self.target and at.violation <= HOPELESS:
-            self.prove(V - at.V)
+        if model.is_exact and 0 <= decrease <= self.hopeful:
+            self.prove(new.loss, V - at.V, model, accuracy)
             if new.loss - self.lower_bound <= self.target:
                 new = self.settle(new, model)
+            else:
+                self.hopeful = AGAIN * decrease
         self.gained = at.loss - new.loss
         if ratio > 0.05 or new.loss < at.loss:
             self.at, self.result.W = new, new.W
@@ -177,13 +182,25 @@ class ProximalNewton:
         new = self.evaluate(V)
         return new if new.loss < last.loss else last
 
-    def prove(self, step):
-        """Bound the minimum by the dual point that the model at `self.at` has at its own minimum, a step away."""
-        at = self.at
-        entropy, G = at.dual_along(step)
-        loss = max(at.loss, 1.0)  # for its rounding: they may be as far from Y as distributions can be
-        bound = bound_of_distributions(self.objective, entropy, G, loss, np.float64)
-        self.lower_bound = max(self.lower_bound, bound)
+    def prove(self, loss, step, model, accuracy):
+        """Bound the minimum by the dual point that the model at `self.at` has at its own minimum, a step away.
+
+        Its probabilities change in proportion to the step, but do not fall below zero. So they may miss the optimality
+        conditions, which the model's minimum meets. The model is then minimised again, from the gradient that they
+        have, as long as that brings them much nearer.
+        """
+        at, before = self.at, np.inf
+        for _ in range(REPAIRS):
+            entropy, G = at.dual_along(step)
+            gap = loss - _scaled(self.objective, entropy, G)
+            if gap <= HOPEFUL * self.target:  # for rounding: they may be as far from Y as distributions can be
+                bound = bound_of_distributions(self.objective, entropy, G, max(at.loss, 1.0), np.float64)
+                self.lower_bound = max(self.lower_bound, bound)
+            if loss - self.lower_bound <= self.target or gap > NEARER * before:
+                break
+            before = gap
+            V, _ = model.minimize(at.V + step, self.coordinates.gradient(G), 0.0, accuracy, self.target)
+            step = V - at.V
 
     def adapt_damping(self, ratio):
         """Set the damping by how much of its promise the last model kept."""
@@ -207,7 +224,8 @@ class ProximalNewton:
         result.record(self.at.loss)
         nothing = max(self.noise, NOTHING * self.target)
         hopeless = self.decrease <= nothing or self.damping == 1  # such a model lies above the objective
-        if hopeless or self.at.gap_estimate <= HOPEFUL * self.target:
+        is_late = self.decrease <= LATE * self.target
+        if hopeless or (is_late and self.at.gap_estimate <= HOPEFUL * self.target):
             self.lower_bound = max(self.at.lower_bound, self.lower_bound)
         result.bound(self.lower_bound)
         is_idle = hopeless and self.gained <= nothing and result.gap > 0.7 * before
@@ -276,18 +294,24 @@ class _Point:
 
     @cached_property
     def dual(self):
-        """Mean entropy of the probabilities and G of them, as `dual_bound` takes them."""
+        """Mean entropy and G of the probabilities that V has in float64, as `dual_bound` takes them."""
+        return self.coordinates.dual_point(self.V)
+
+    @cached_property
+    def G(self):
+        """The gradient of the loss in W, without that of l2, (K, p) float64."""
         if self.precise:
-            return self.coordinates.dual_point(self.V)
-        at = self.linearization
-        return dual_point(at)
+            return self.dual[1]
+        objective, G = self.coordinates.objective, np.array(self.linearization.gradient, np.float64)
+        objective.coef(G)[...] -= objective.l2 * objective.coef(self.W).astype(np.float64)
+        return G
 
     @cached_property
     def gradient(self):
         """The gradient of the loss in V, (L, p)."""
-        return self.coordinates.gradient(self.dual[1])
+        return self.coordinates.gradient(self.G)
 
-    @property
+    @cached_property
     def violation(self):
         """The largest violation of an optimality condition, as a share of l1."""
         c, g = self.coordinates, self.gradient + self.coordinates.l2 * self.V
@@ -302,29 +326,26 @@ class _Point:
 
     @property
     def gap_estimate(self):
-        """About what `gap` is, at a fraction of the cost: intercepts are taken to be optimal.
-
-        The entropy of the probabilities is L - <G, W>, with L the mean loss; see `_duality` for the rest.
-        """
-        c, V = self.coordinates, self.V[:, : self.coordinates.n_features]
-        ridge = 0.5 * c.copies * c.objective.l2 * np.sum(V * V)
-        entropy = self.linearization.value - ridge - c.copies * np.sum(self.gradient * self.V)
-        sizes = np.abs(self.gradient[:, : c.n_features])
-        gap = self.loss - entropy * min(1.0, c.objective.l1 / max(sizes.max(initial=0.0), c.objective.l1))
-        if c.objective.l2:
-            excess = np.maximum(sizes - c.objective.l1, 0)
-            gap = min(gap, self.loss - entropy + c.copies * np.sum(excess * excess) / (2 * c.objective.l2))
-        return gap
+        """About what `gap` is, at a fraction of the cost: the entropy of the probabilities is L - <G, W>."""
+        objective, W = self.coordinates.objective, self.W.astype(np.float64)
+        ridge = 0.5 * objective.l2 * np.sum(objective.coef(W) ** 2)
+        return self.loss - _scaled(objective, self.linearization.value - ridge - np.sum(self.G * W), self.G)
 
     @cached_property
     def lower_bound(self):
         """A proven lower bound on min F."""
-        objective, (entropy, G) = self.coordinates.objective, self.dual
         if not self.precise:
             return lower_bound(self.linearization)
-        return bound_of_distributions(objective, entropy, G, self.loss, np.float64)
+        return bound_of_distributions(self.coordinates.objective, *self.dual, self.loss, np.float64)
 
     @property
     def gap(self):
         """A bound on F - min F."""
         return self.loss - self.lower_bound
+
+
+def _scaled(objective, entropy, G):
+    """Return about what bound distributions give, from their mean entropy and G; intercepts are taken to be optimal."""
+    sizes, l1, l2 = np.abs(objective.coef(G)), objective.l1, objective.l2
+    bound = entropy * min(1.0, l1 / max(sizes.max(initial=0.0), l1))
+    return max(bound, entropy - np.sum(np.maximum(sizes - l1, 0) ** 2) / (2 * l2)) if l2 else bound

@@ -14,6 +14,7 @@ from functools import cached_property, partial
 
 import numpy as np
 from scipy.linalg import blas
+from scipy.special import softmax
 
 from softreg import _coordinate_descent
 from softreg._design_matrix import BLOCK_ROWS, design_matrix
@@ -192,29 +193,42 @@ def hessian_and_bound(coordinates, linearization, classes, features, positions=N
     With x_c and p_c the feature and the probability of a coefficient's class, the Hessian is the mean of
     (p_c [same class] - p_c p_d) x_c x_d over the rows.
     """
-    used, column = np.unique(features, return_inverse=True)
-    is_nearly_full = len(classes) > NEARLY_FULL * coordinates.n_rows * len(used)
-    make = _dense_hessian if coordinates.objective.design.can_center and is_nearly_full else _hessian_by_blocks
-    H = make(coordinates, linearization, classes, used, column, positions)
+    used, column = _numbered(features)
+    at = coordinates, linearization, classes, used, column, positions
+    if not linearization.objective.coef(linearization.W).any():
+        H = _hessian_of_null_model(*at)
+    elif coordinates.objective.design.can_center and len(classes) > NEARLY_FULL * coordinates.n_rows * len(used):
+        H = _dense_hessian(*at)
+    else:
+        H = _hessian_by_blocks(*at)
     return H, Bound(classes, features, partial(scatter, coordinates, used, positions), coordinates.n_classes)
+
+
+def _hessian_of_null_model(coordinates, linearization, classes, used, column, positions):
+    """Return the Hessian where all rows have the same probabilities: a Kronecker product, which costs little."""
+    logits = coordinates.objective.design.intercepts(linearization.W).sum(axis=1, dtype=np.float64)
+    p = softmax(logits)[-coordinates.n_rows :]
+    J = np.diag(p) - np.outer(p, p)
+    return J[classes].take(classes, axis=1) * scatter(coordinates, used, positions)[column].take(column, axis=1)
 
 
 def _dense_hessian(coordinates, linearization, classes, used, column, positions):
     """Return the Hessian from that over all classes of the features `used`; columns are numbered among these."""
     c, design, columns = coordinates, coordinates.objective.design, used[used < coordinates.n_features]
-    H, has_intercept, mean, unit = 0.0, len(columns) < len(used), c.mean[columns], np.ones(len(columns))
+    H, has_intercept, mean, unit = None, len(columns) < len(used), c.mean[columns], np.ones(len(columns))
     is_every = len(used) == design.n_columns
     for rows, share in c.row_blocks(positions, design.n_rows if is_every else BLOCK_ROWS):
         P, weight, X = linearization.probabilities(rows), c.copies * share, design
         if not is_every:
             X = design_matrix(np.ascontiguousarray(design.copy_rows(rows)[:, columns]), fit_intercept=has_intercept)
             rows = slice(None)
-        H += X.standardized_hessian(rows, P, weight, mean, unit)
+        part = X.standardized_hessian(rows, P, weight, mean, unit)
+        H = part if H is None else np.add(H, part, out=H)
     if c.is_binary:
         return np.ascontiguousarray(H[1, :, 1])
     at = classes * len(used) + column
     H = H.reshape(c.n_classes * len(used), -1)
-    return H if len(at) == len(H) else H[at[:, None], at]
+    return H if len(at) == len(H) else H[at].take(at, axis=1)
 
 
 def _hessian_by_blocks(coordinates, linearization, classes, used, column, positions):
@@ -238,7 +252,7 @@ def _hessian_by_blocks(coordinates, linearization, classes, used, column, positi
 
 def scatter(coordinates, features, positions=None):
     """Return the Gram matrix of centred features over the rows at positions, (q, q), for two classes twice that."""
-    c, total = coordinates, 0.0
+    c, total = coordinates, np.zeros((len(features), len(features)))
     for rows, share in c.row_blocks(positions, max(64, BLOCK_NUMBERS // max(len(features), 1))):
         X = c.centred_columns(rows, features)
         X *= np.sqrt(c.copies * share)
@@ -257,14 +271,20 @@ class Bound:
     """
 
     def __init__(self, classes, features, scatter, n_classes):
-        self.classes, self.scatter, self.n_classes = classes, scatter, n_classes
-        self.column = np.unique(features, return_inverse=True)[1]
+        self.classes, self.features, self.scatter, self.n_classes = classes, features, scatter, n_classes
 
     @cached_property
     def matrix(self):
-        B = self.scatter()[self.column[:, None], self.column]
+        column = _numbered(self.features)[1]
+        B = self.scatter()[column[:, None], column]
         B *= 0.5 * ((self.classes[:, None] == self.classes) - 1 / self.n_classes)
         return B
+
+
+def _numbered(features):
+    """Return the features that occur, in order, and for each entry the number of its feature among these."""
+    occurs = np.bincount(features) > 0
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[features]
 
 
 def _shared_features(features, n_rows):
