@@ -557,6 +557,32 @@ def test_hessians_of_a_sample_of_the_rows_lead_to_the_same_optimum(monkeypatch):
     assert abs(loss(objective, sampled.W) - loss(objective, exact.W)) <= 1e-4 * exact.loss
 
 
+def test_penalties_that_get_weaker_lead_to_the_same_optimum_through_smaller_supports(monkeypatch):
+    X, y = load_digits(return_X_y=True)
+    objective = classification(X, y, 1e-3)
+    strengths, nonzeros, original = [], [], solver.ProximalNewton.step
+
+    def step(self):
+        original(self)
+        strengths.append(self.coordinates.strength)
+        nonzeros.append(np.count_nonzero(self.at.V))
+
+    monkeypatch.setattr(solver.ProximalNewton, "step", step)
+    at_once = solve(objective)
+    largest = max(nonzeros)
+    strengths.clear()
+    nonzeros.clear()
+    monkeypatch.setattr(solver, "LARGE", 0)
+    in_turn = solve(objective)
+    assert strengths[0] > 100 * objective.l1
+    assert strengths[-1] == objective.l1
+    assert np.all(np.diff(strengths) <= 0)
+    assert max(nonzeros) < largest
+    assert in_turn.stopped_on == at_once.stopped_on == "gap"
+    assert abs(loss(objective, in_turn.W) - loss(objective, at_once.W)) <= 1e-4 * objective.null_loss
+    assert len(solve(objective, in_turn.W).history) == 1  # a start near the optimum begins with its own penalty
+
+
 def test_nothing_that_is_given_changes():
     objective = problem(weighted=True, soft=True)
     W = objective.zeros() + 0.1

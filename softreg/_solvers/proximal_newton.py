@@ -31,6 +31,7 @@ TRIALS = 6  # of damping before a step is given up
 FIRST_DAMPING, LEAST_DAMPING = 0.01, 1e-4  # below the least a model is not damped
 MORE, LESS, MUCH_LESS = 4.0, 3.0, 5.0  # factors of the damping after steps that went badly, well and as predicted
 ROOM = 500  # coefficients that a working set may take beyond those that are not zero; or as many as these
+WEAKER = 0.5  # where there are many coefficients, l1 of a model over the largest gradient, while that is larger than l1
 NEAR = 0.5  # share of l1 from which a zero coefficient may join a working set
 FORCING = 0.01  # a model is solved until violations are down to this share, or to what the gap asks for
 SPARE, COARSEST = 0.3, 0.1  # share of tol that violations of optimality conditions may take, and the most they may be
@@ -71,6 +72,7 @@ class ProximalNewton:
     lower_bound : the best that was proven
     hopeful : a model that promises at most this is asked for a proof
     gained : by what the last step decreased the objective
+    is_exact : whether the last Hessian was that of all rows
     idle : iterations in a row that could gain next to nothing, and brought the gap no nearer
     """
 
@@ -79,6 +81,7 @@ class ProximalNewton:
         self.set_up_sampling(options.random_state)
         self.result = Result(W, objective.null_loss, options.tol, solver="proximal_newton")
         self.coordinates = self.new_coordinates()
+        self.coordinates.set_strength(np.inf)
         V = self.coordinates.from_weights(W)
         if not W.any():
             V[:, objective.n_features :] = self.coordinates.null_intercepts
@@ -122,6 +125,7 @@ class ProximalNewton:
     def step(self):
         """Solve models with more and more damping, until the objective follows one; go there."""
         at, objective = self.at, self.objective
+        self.choose_penalty()
         model = self.model(at)
         noise = 2 * np.finfo(objective.dtype).eps * abs(at.loss)
         # the gap is at most the entropy times the violation; the entropy is the loss at the optimum
@@ -130,7 +134,7 @@ class ProximalNewton:
         for _ in range(TRIALS):
             V, decrease = model.minimize(at.V, at.gradient, self.damping, accuracy, self.target)
             new = self.evaluate(V)
-            ratio = (at.loss - new.loss + noise) / (decrease + noise) if decrease >= 0 else -1.0  # a failed solve
+            ratio = (at.value - new.value + noise) / (decrease + noise) if decrease >= 0 else -1.0  # a failed solve
             if 0 <= decrease < NOISY * self.target and new.gap < at.gap:
                 ratio = max(ratio, 1.0)  # rounding of the losses hides it, but the step was good
             self.adapt_damping(ratio)
@@ -138,19 +142,37 @@ class ProximalNewton:
                 break
             if decrease > 0:
                 new = self.line_search(new, V - at.V, decrease)
-                if at.loss - new.loss > 0.05 * decrease:
+                if at.value - new.value > 0.05 * decrease:
                     break
+        self.gained, self.noise, self.is_exact = at.value - new.value, noise, model.is_exact
         self.adapt_sample(decrease)
-        self.decrease, self.noise = decrease, noise
-        if model.is_exact and 0 <= decrease <= self.hopeful:
+        self.decrease = np.inf if self.is_early else decrease
+        if model.is_exact and 0 <= self.decrease <= self.hopeful:
             self.prove(new.loss, V - at.V, model, accuracy)
             if new.loss - self.lower_bound <= self.target:
                 new = self.settle(new, model)
             else:
                 self.hopeful = AGAIN * decrease
-        self.gained = at.loss - new.loss
-        if ratio > 0.05 or new.loss < at.loss:
+        if ratio > 0.05 or new.value < at.value:
             self.at, self.result.W = new, new.W
+
+    @property
+    def is_early(self):
+        """True while the penalty of the models is stronger than that of the objective."""
+        return self.coordinates.strength > self.objective.l1
+
+    def choose_penalty(self):
+        """Choose the l1 of the next model: where coefficients are many, below the largest gradient and the last choice.
+
+        Far from the minimum, models with a weak penalty would have nearly all coefficients, and not those that the
+        minimum has. With a penalty that gets weaker step by step, few more become nonzero in each step.
+        """
+        c, strength, was_early = self.coordinates, 0.0, np.inf > self.coordinates.strength > self.objective.l1
+        if self.at.V.size > LARGE and self.objective.design.can_center:
+            strength = WEAKER * min(c.strength, np.abs(self.at.gradient[:, : c.n_features]).max(initial=0.0))
+        c.set_strength(max(strength, self.objective.l1))
+        if was_early and not self.is_early:  # few more steps will follow, and all have many coefficients
+            self.n_sampled = self.objective.n_rows
 
     def line_search(self, new, step, decrease):
         """Return the best point found along a step from `self.at` to `new`, for which a model promised the decrease.
@@ -160,15 +182,15 @@ class ProximalNewton:
         with it, so that models end their steps far too early.
         """
         at, size = self.at, 1.0
-        gained = at.loss - new.loss
+        gained = at.value - new.value
         if gained < OVERSHOT * decrease:
             size = 0.5 * decrease / (decrease - gained)
             shorter = self.evaluate(at.V + max(size, 0.05) * step)
-            return shorter if shorter.loss < new.loss else new
+            return shorter if shorter.value < new.value else new
         while decrease > self.target:
             size *= 2
             farther = self.evaluate(at.V + size * step)
-            if not new.loss - farther.loss >= FARTHER * gained:
+            if not new.value - farther.value >= FARTHER * gained:
                 break
             new = farther
         return new
@@ -213,9 +235,9 @@ class ProximalNewton:
 
     def adapt_sample(self, decrease):
         """Take more rows for the next Hessian where steps stop to shrink, and all rows near the end."""
-        if decrease <= LATE * self.target:
+        if decrease <= LATE * self.target and not self.is_early:
             self.n_sampled = self.objective.n_rows
-        elif decrease > SLOW * self.decrease:
+        elif decrease > SLOW * self.decrease or self.gained < OVERSHOT * decrease:
             self.n_sampled *= 2
 
     def judge(self):
@@ -223,7 +245,8 @@ class ProximalNewton:
         result, before = self.result, self.result.gap
         result.record(self.at.loss)
         nothing = max(self.noise, NOTHING * self.target)
-        hopeless = self.decrease <= nothing or self.damping == 1  # such a model lies above the objective
+        # a model over all rows whose damping is 1 lies above the objective
+        hopeless = not self.is_early and (self.decrease <= nothing or (self.damping == 1 and self.is_exact))
         is_late = self.decrease <= LATE * self.target
         if hopeless or (is_late and self.at.gap_estimate <= HOPEFUL * self.target):
             self.lower_bound = max(self.at.lower_bound, self.lower_bound)
@@ -252,7 +275,7 @@ class ProximalNewton:
     def sample_size(self, m):
         """Return the number of rows for a Hessian over m coefficients."""
         n = self.objective.n_rows
-        a_row = self.objective.n_classes - 1 if m > LARGE else 1  # what a row knows of; small models can afford more
+        a_row = max(self.objective.n_classes // 4, 1) if m > LARGE else 1  # what a row knows of; small models can afford more
         size = max(self.n_sampled, ROWS_EACH * max(m // a_row, self.objective.n_features))
         return n if n * m**2 <= SMALL_WORK else min(size, n)
 
@@ -292,6 +315,12 @@ class _Point:
         self.linearization = coordinates.objective.linearize(self.W)
         self.loss = self.linearization.value + coordinates.objective.penalty_l1(self.W)
 
+    @property
+    def value(self):
+        """F with the l1 of the models."""
+        objective = self.coordinates.objective
+        return self.loss + (self.coordinates.strength / objective.l1 - 1) * objective.penalty_l1(self.W)
+
     @cached_property
     def dual(self):
         """Mean entropy and G of the probabilities that V has in float64, as `dual_bound` takes them."""
@@ -311,12 +340,12 @@ class _Point:
         """The gradient of the loss in V, (L, p)."""
         return self.coordinates.gradient(self.G)
 
-    @cached_property
+    @property
     def violation(self):
-        """The largest violation of an optimality condition, as a share of l1."""
+        """The largest violation of an optimality condition, as a share of the l1 of the models."""
         c, g = self.coordinates, self.gradient + self.coordinates.l2 * self.V
         off = np.where(self.V == 0, np.maximum(np.abs(g) - c.l1, 0), np.abs(g + np.sign(self.V) * c.l1))
-        return off.max() / c.objective.l1
+        return off.max() / c.strength
 
     def dual_along(self, step):
         """Return what `dual` is, for the first-order change of the probabilities along a step (L, p)."""

@@ -61,7 +61,7 @@ class Model:
         self.v, slopes = w.copy(), gradient[self.working]
         self.begin(slopes, damping)
         first, gain = slopes + self.l2 * w, 0.0
-        tolerance = self.precision * accuracy * self.coordinates.objective.l1
+        tolerance = self.precision * accuracy * self.coordinates.strength
         for rounds in range(1, ROUNDS + 1):
             self.descend(tolerance)
             gained, gain = -gain, self.gain(w, first)
