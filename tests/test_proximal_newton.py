@@ -568,11 +568,13 @@ def test_penalties_that_get_weaker_lead_to_the_same_optimum_through_smaller_supp
         nonzeros.append(np.count_nonzero(self.at.V))
 
     monkeypatch.setattr(solver.ProximalNewton, "step", step)
+    monkeypatch.setattr(solver, "MANY", np.inf)
     at_once = solve(objective)
     largest = max(nonzeros)
+    assert set(strengths) == {objective.l1}
     strengths.clear()
     nonzeros.clear()
-    monkeypatch.setattr(solver, "LARGE", 0)
+    monkeypatch.setattr(solver, "MANY", 0)
     in_turn = solve(objective)
     assert strengths[0] > 100 * objective.l1
     assert strengths[-1] == objective.l1

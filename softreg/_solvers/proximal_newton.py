@@ -31,8 +31,9 @@ TRIALS = 6  # of damping before a step is given up
 FIRST_DAMPING, LEAST_DAMPING = 0.01, 1e-4  # below the least a model is not damped
 MORE, LESS, MUCH_LESS = 4.0, 3.0, 5.0  # factors of the damping after steps that went badly, well and as predicted
 ROOM = 500  # coefficients that a working set may take beyond those that are not zero; or as many as these
-WEAKER = 0.5  # where there are many coefficients, l1 of a model over the largest gradient, while that is larger than l1
-NEAR = 0.5  # share of l1 from which a zero coefficient may join a working set
+MANY = 500  # coefficients from which the first models have a stronger l1
+WEAKER = 0.3  # l1 of a model over the largest gradient, while that is larger than l1
+NEAR = 0.2  # share of l1 from which a zero coefficient may join a working set
 FORCING = 0.01  # a model is solved until violations are down to this share, or to what the gap asks for
 SPARE, COARSEST = 0.3, 0.1  # share of tol that violations of optimality conditions may take, and the most they may be
 
@@ -168,7 +169,7 @@ class ProximalNewton:
         minimum has. With a penalty that gets weaker step by step, few more become nonzero in each step.
         """
         c, strength, was_early = self.coordinates, 0.0, np.inf > self.coordinates.strength > self.objective.l1
-        if self.at.V.size > LARGE and self.objective.design.can_center:
+        if self.at.V.size > MANY and self.objective.design.can_center:
             strength = WEAKER * min(c.strength, np.abs(self.at.gradient[:, : c.n_features]).max(initial=0.0))
         c.set_strength(max(strength, self.objective.l1))
         if was_early and not self.is_early:  # few more steps will follow, and all have many coefficients
