@@ -17,7 +17,7 @@ from softreg._solvers.result import Result
 NOISY = 1e-3  # share of tol below which a step may be judged by the gap
 NOTHING = 1e-6  # share of tol that is not worth an iteration, where it does not bring a proof nearer
 FIRST_SAMPLE, ROWS_EACH = 8, 4  # the first Hessians take one row in 8, and at least 4 for each coefficient
-LARGE = 1500  # coefficients from which a row counts for each of K - 1 classes
+LARGE = 1500  # coefficients from which a row counts for several
 SMALL_WORK = 1e8  # n m^2 up to which a Hessian over m coefficients takes all rows
 SLOW = 0.5  # the sample doubles where a step promises more than this share of what the last one did
 LATE = 10  # where a step promises less than this multiple of tol, Hessians take all rows
@@ -276,7 +276,8 @@ class ProximalNewton:
     def sample_size(self, m):
         """Return the number of rows for a Hessian over m coefficients."""
         n = self.objective.n_rows
-        a_row = max(self.objective.n_classes // 4, 1) if m > LARGE else 1  # what a row knows of; small models can afford more
+        # a row knows of several classes; small models can afford more rows
+        a_row = max(self.objective.n_classes // 4, 1) if m > LARGE else 1
         size = max(self.n_sampled, ROWS_EACH * max(m // a_row, self.objective.n_features))
         return n if n * m**2 <= SMALL_WORK else min(size, n)
 
