@@ -557,6 +557,14 @@ def test_hessians_of_a_sample_of_the_rows_lead_to_the_same_optimum(monkeypatch):
     assert abs(loss(objective, sampled.W) - loss(objective, exact.W)) <= 1e-4 * exact.loss
 
 
+def test_a_sample_of_the_rows_that_misleads_is_not_the_end_of_precision(monkeypatch):
+    """The Hessian of two rows promises what no damping keeps: more rows have to be taken."""
+    monkeypatch.setattr(solver, "SMALL_WORK", 0)
+    monkeypatch.setattr(solver, "ROWS_EACH", 0)
+    monkeypatch.setattr(solver, "FIRST_SAMPLE", 1000)
+    assert solve(problem(n=2000, l1=2e-3)).stopped_on == "gap"
+
+
 def test_penalties_that_get_weaker_lead_to_the_same_optimum_through_smaller_supports(monkeypatch):
     X, y = load_digits(return_X_y=True)
     objective = classification(X, y, 1e-3)
