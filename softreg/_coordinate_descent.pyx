@@ -1,12 +1,15 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=True, freethreading_compatible=True
-"""Coordinate descent on quadratic models with an l1 penalty. `_coordinate_descent_reference.py` says what is computed.
+"""Minimisation of quadratic models with an l1 penalty. `_coordinate_descent_reference.py` says what is computed.
 
 A result depends on the order of the coordinates alone: each function runs on one thread, without the GIL.
 """
 
-from libc.math cimport fabs, fmax
+from libc.math cimport fabs, fmax, sqrt, INFINITY
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport daxpy
+from scipy.linalg.cython_lapack cimport dpotrf, dpotrs
 
 
 ctypedef fused floating:
@@ -64,6 +67,262 @@ def quadratic_descent(
             all_coordinates = worst <= tolerance
     return sweeps
 
+
+# --- Newton's method on the coordinates that are not zero -----------------------------------------------------------
+
+cdef double[6] RIDGES = [1e-13, 1e-10, 1e-8, 1e-6, 1e-3, 1]
+
+
+cdef struct Support:              # the coordinates that are not zero, or not penalised, and numbers for each
+    Py_ssize_t size
+    Py_ssize_t* at                # (size,) their positions among all coordinates
+    Py_ssize_t* position          # (m,) the inverse of `at`; -1 elsewhere
+    double* slope                 # of the model and of the penalty at w
+    double* step
+    double* kink                  # the share of a step at which the coordinate becomes zero; infinite if it does not
+    double* scale
+    double* diagonal
+    double* A                     # (size, size)
+
+
+cdef void _gather(const double* H, Py_ssize_t m, const Py_ssize_t[:, ::1] shared, Support* S) noexcept nogil:
+    """S.A OUT = H over the support, with curvature for shifts of a feature's weight in all classes."""
+    cdef Py_ssize_t i, j, r, K = shared.shape[1]
+    cdef const double* row
+    cdef double mean
+    cdef bint complete
+    for i in range(S.size):
+        row = H + S.at[i] * m
+        for j in range(S.size):
+            S.A[i * S.size + j] = row[S.at[j]]
+    for r in range(shared.shape[0]):
+        complete, mean = True, 0
+        for i in range(K):
+            j = S.position[shared[r, i]]
+            complete = complete and j >= 0
+            if complete:
+                mean += S.A[j * S.size + j] / K
+        if complete:
+            for i in range(K):
+                for j in range(K):
+                    S.A[S.position[shared[r, i]] * S.size + S.position[shared[r, j]]] += mean
+
+
+cdef void _solve(Support* S) noexcept nogil:
+    """S.step OUT = -A^-1 slope, with as much ridge in units of the diagonal as a Cholesky factor needs; A is lost."""
+    cdef Py_ssize_t i, j, n = S.size
+    cdef int size = <int>n, one = 1, info = 1, trial
+    for i in range(n):
+        S.scale[i] = 1 / sqrt(S.A[i * n + i]) if S.A[i * n + i] > 0 else 1
+    for i in range(n):
+        for j in range(n):
+            S.A[i * n + j] *= S.scale[i] * S.scale[j]
+        S.diagonal[i] = S.A[i * n + i]
+    for trial in range(6):
+        for i in range(n):
+            S.diagonal[i] += RIDGES[trial]
+            S.A[i * n + i] = S.diagonal[i]
+            if trial > 0:         # the factor was begun in the other triangle
+                for j in range(i):
+                    S.A[j * n + i] = S.A[i * n + j]
+        dpotrf(b"L", &size, S.A, &size, &info)
+        if info == 0:
+            break
+    for i in range(n):
+        S.step[i] = -S.scale[i] * S.slope[i]
+    dpotrs(b"L", &size, &one, S.A, &size, S.step, &size, &info)
+    for i in range(n):
+        S.step[i] *= S.scale[i]
+
+
+cdef void _curve(const double* H, Py_ssize_t m, const Support* S, double* curved) noexcept nogil:
+    """curved (m,) OUT = H times the step."""
+    cdef Py_ssize_t i
+    cdef int size = <int>m, one = 1
+    memset(curved, 0, m * sizeof(double))
+    for i in range(S.size):
+        if S.step[i] != 0:
+            daxpy(&size, &S.step[i], <double*>H + S.at[i] * m, &one, curved, &one)
+
+
+cdef double _quadratic(const Support* S, const double* curved, double* curvature) noexcept nogil:
+    """Return slope^T step; curvature OUT = step^T H step."""
+    cdef Py_ssize_t i
+    cdef double slope = 0
+    curvature[0] = 0
+    for i in range(S.size):
+        slope += S.slope[i] * S.step[i]
+        curvature[0] += S.step[i] * curved[S.at[i]]
+    return slope
+
+
+cdef double _line_minimum(
+    Support* S, const double[::1] l1, double slope, double curvature, double* least
+) noexcept nogil:
+    """Return the t in (0, 1] with the least slope t + curvature/2 t^2 + sum_j 2 l1_j |step_j| max(t - kink_j, 0).
+
+    least OUT is the value there. t is one of the kinks exactly where the minimum is there.
+    """
+    cdef Py_ssize_t i, next
+    cdef double t, last = -1, before, rise, risen = 0, at_kinks = 0
+    while True:
+        next = -1
+        for i in range(S.size):   # the first of the kinks beyond the last; of equal ones, all at once
+            if last < S.kink[i] < 1 and (next < 0 or S.kink[i] < S.kink[next]):
+                next = i
+        if next < 0:
+            break
+        t = S.kink[next]
+        before = slope + t * curvature + risen
+        if before > 0:
+            break
+        rise = 0
+        for i in range(S.size):
+            if S.kink[i] == t:
+                rise += 2 * l1[S.at[i]] * fabs(S.step[i])
+        if before + rise >= 0:
+            least[0] = slope * t + 0.5 * curvature * t * t + risen * t - at_kinks
+            return t
+        risen += rise
+        at_kinks += rise * t
+        last = t
+    t = -(slope + risen) / curvature if curvature > 0 else 1
+    t = t if t < 1 else 1
+    least[0] = slope * t + 0.5 * curvature * t * t + risen * t - at_kinks
+    return t
+
+
+def newton_step(
+    const double[:, ::1] H, const double[::1] l1, const Py_ssize_t[:, ::1] shared, double[::1] g, double[::1] w
+):
+    """Go towards the minimum of the model over the coordinates that are not zero or not penalised.
+
+    The step goes to the minimum along its line, where the penalty has kinks, or stops each coordinate at zero that it
+    would take across, whichever is lower. H (m, m) is symmetric. Each row of shared (q, K) has the positions of one
+    feature's coordinates in all classes, of which H does not see a common shift: the step has none. w (m,) INOUT
+    changes by the step, with exact zeros, and g (m,) INOUT, the gradient of the quadratic, too.
+    """
+    cdef Py_ssize_t i, j, m = w.shape[0], size = 0
+    cdef Support S
+    cdef double t, least, slope, curvature, projected
+    cdef double* numbers
+    cdef double* curved
+    cdef double* other
+    cdef double* line
+    cdef bint ends = False
+    for i in range(m):
+        size += w[i] != 0 or l1[i] == 0
+    if size == 0:
+        return
+    numbers = <double*>malloc((size * (size + 6) + 2 * m) * sizeof(double))
+    S.at = <Py_ssize_t*>malloc((size + m) * sizeof(Py_ssize_t))
+    if numbers == NULL or S.at == NULL:
+        free(numbers)
+        free(S.at)
+        raise MemoryError(f"{size * size * sizeof(double)} bytes of scratch memory")
+    with nogil:
+        S.size, S.position, S.A = size, S.at + size, numbers
+        S.slope = numbers + size * size
+        S.step, S.kink, S.scale, S.diagonal = S.slope + size, S.slope + 2 * size, S.slope + 3 * size, S.slope + 4 * size
+        line = S.slope + 5 * size
+        curved, other = line + size, line + size + m
+        j = 0
+        for i in range(m):
+            S.position[i] = -1
+            if w[i] != 0 or l1[i] == 0:
+                S.at[j], S.position[i] = i, j
+                S.slope[j] = g[i] + (l1[i] if w[i] > 0 else (-l1[i] if w[i] < 0 else 0))
+                j += 1
+        _gather(&H[0, 0], m, shared, &S)
+        _solve(&S)
+        for j in range(size):
+            i = S.at[j]
+            S.kink[j] = -w[i] / S.step[j] if l1[i] > 0 and w[i] * S.step[j] < 0 else INFINITY
+            ends = ends or S.kink[j] <= 1 + 1e-9     # what is left of the others is rounding
+        _curve(&H[0, 0], m, &S, curved)
+        slope = _quadratic(&S, curved, &curvature)
+        t = _line_minimum(&S, l1, slope, curvature, &least)
+        if ends:                  # as an alternative, stop these at zero and let the others go all the way
+            memcpy(line, S.step, size * sizeof(double))
+            for j in range(size):
+                if S.kink[j] <= 1 + 1e-9:
+                    S.step[j] = -w[S.at[j]]
+            _curve(&H[0, 0], m, &S, other)
+            projected = _quadratic(&S, other, &curvature)
+            projected += 0.5 * curvature
+            if projected < least:
+                curved = other
+            else:
+                memcpy(S.step, line, size * sizeof(double))
+                ends = False
+        if ends:
+            t = 1
+        for j in range(size):
+            i = S.at[j]
+            w[i] = 0 if (S.kink[j] <= 1 + 1e-9 if ends else S.kink[j] == t) else w[i] + t * S.step[j]
+        for i in range(m):
+            g[i] += t * curved[i]
+        free(numbers)
+        free(S.at)
+
+
+def shift_classes(
+    const Py_ssize_t[:, ::1] shared, const double[::1] l1, const double[::1] l2, double[::1] g, double[::1] w
+):
+    """Shift the weights of a feature in all classes, which the loss does not see, to where the penalty is least.
+
+    Each row of shared (q, K) has the positions of one feature. w (m,) INOUT changes, and g (m,) INOUT, the gradient of
+    the loss and of l2, too.
+    """
+    cdef Py_ssize_t r, i, j, K = shared.shape[1]
+    cdef double penalty, ridge, slope, signs, zeros, shift, before
+    cdef double* kinks
+    if shared.shape[0] == 0:
+        return
+    kinks = <double*>malloc(K * sizeof(double))
+    if kinks == NULL:
+        raise MemoryError(f"{K * sizeof(double)} bytes of scratch memory")
+    with nogil:
+        for r in range(shared.shape[0]):
+            penalty, ridge = l1[shared[r, 0]], l2[shared[r, 0]]
+            if penalty <= 0:
+                continue
+            slope = signs = zeros = 0
+            for i in range(K):            # kinks: the shifts that make a weight zero, from the least
+                shift = -w[shared[r, i]]
+                slope += g[shared[r, i]]
+                signs += (shift < 0) - (shift > 0)
+                zeros += shift == 0
+                j = i
+                while j > 0 and kinks[j - 1] > shift:
+                    kinks[j] = kinks[j - 1]
+                    j -= 1
+                kinks[j] = shift
+            if fabs(slope + penalty * signs) <= penalty * (zeros + 1e-9):
+                continue                  # the penalty is least already
+            i = 0
+            while i < K - 1 and _slope_after(slope, K, ridge, penalty, kinks[i], i) < -1e-9 * penalty:
+                i += 1
+            shift, before = kinks[i], _slope_after(slope, K, ridge, penalty, kinks[i], i) - 2 * penalty
+            if before > 1e-9 * penalty and ridge > 0:
+                shift -= before / (K * ridge)
+            for i in range(K):
+                j = shared[r, i]
+                w[j] += shift
+                if fabs(w[j]) <= 1e-13 * fabs(shift):
+                    w[j] = 0              # what is left of equal weights is rounding
+                g[j] += l2[j] * shift
+        free(kinks)
+
+
+cdef inline double _slope_after(
+    double slope, Py_ssize_t K, double l2, double l1, double kink, Py_ssize_t i
+) noexcept nogil:
+    """Return the slope of the penalty in the shift just beyond the i-th kink, where its slope at no shift is given."""
+    return slope + K * l2 * kink + l1 * (2 * (i + 1) - K)
+
+
+# --- sparse columns -------------------------------------------------------------------------------------------------
 
 cdef inline double _column_slope(
     const floating* x, const index_t* at, Py_ssize_t count, const double* p, const double* s, const double* z,

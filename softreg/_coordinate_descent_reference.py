@@ -4,6 +4,7 @@ They are the specification that the tests hold the kernels against.
 """
 
 import numpy as np
+from scipy.linalg import lapack
 from scipy.sparse import csc_array
 
 
@@ -19,6 +20,99 @@ def quadratic_descent(H, l1, g, w, tolerance, max_sweeps):
         g[:] += step * H[j]
 
     return _sweeps(w, l1, lambda j: g[j], H.diagonal(), move, tolerance, max_sweeps)
+
+
+def newton_step(H, l1, shared, g, w):
+    """Go towards the minimum of the model over the coordinates that are not zero or not penalised.
+
+    The step goes to the minimum along its line, where the penalty has kinks, or stops each coordinate at zero that it
+    would take across, whichever is lower. H (m, m) is symmetric. Each row of shared (q, K) has the positions of one
+    feature's coordinates in all classes, of which H does not see a common shift: the step has none. w (m,) INOUT
+    changes by the step, with exact zeros, and g (m,) INOUT, the gradient of the quadratic, too.
+    """
+    S = np.flatnonzero((w != 0) | (l1 == 0))
+    if not len(S):
+        return
+    position = np.full(len(w), -1)
+    position[S] = np.arange(len(S))
+    complete = position[shared]
+    complete = complete[(complete >= 0).all(axis=1)]
+    penalty, v = l1[S], w[S]
+    slope = g[S] + np.sign(v) * penalty
+    step = -_solve(H[np.ix_(S, S)], complete, slope)
+    curved = H[:, S] @ step
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kinks = np.where((penalty > 0) & (v * step < 0), -v / step, np.inf)  # where along the step each becomes zero
+    t, least = _line_minimum(slope @ step, step @ curved[S], kinks, 2 * penalty * np.abs(step))
+    zero = kinks == t
+    ends = kinks <= 1 + 1e-9  # what is left of the others is rounding
+    if ends.any():  # as an alternative, stop these at zero and let the others go all the way
+        projected = np.where(ends, -v, step)
+        other = H[:, S] @ projected
+        if slope @ projected + 0.5 * projected @ other[S] < least:
+            t, step, curved, zero = 1.0, projected, other, ends
+    g += t * curved
+    w[S] = np.where(zero, 0, v + t * step)
+
+
+def _solve(A, shared, b):
+    """Return A^-1 b for a positive semidefinite A, which is lost.
+
+    Shifts of a feature's weight in all classes are no part of the solution: A does not see them. Other directions
+    without curvature are damped by as much as rounding asks for.
+    """
+    A[shared[:, :, None], shared[:, None, :]] += A[shared, shared].mean(axis=1)[:, None, None]
+    scale = A.diagonal()
+    scale = 1 / np.sqrt(np.where(scale > 0, scale, 1))
+    A *= scale[:, None] * scale
+    diagonal = np.diag_indices_from(A)
+    for ridge in (1e-13, 1e-10, 1e-8, 1e-6, 1e-3, 1):
+        A[diagonal] += ridge
+        factor, info = lapack.dpotrf(A, lower=1)
+        if info == 0:
+            break
+    return scale * lapack.dpotrs(factor, scale * b, lower=1)[0]
+
+
+def _line_minimum(slope, curvature, kinks, rise):
+    """Minimise slope t + curvature/2 t^2 + sum_j rise_j max(t - kinks_j, 0) over t in (0, 1]; return t and the value.
+
+    t is one of the kinks exactly where the minimum is there.
+    """
+    order = np.argsort(kinks)
+    order = order[kinks[order] < 1]
+    kinks, rise = kinks[order], rise[order]
+    after = slope + kinks * curvature + np.cumsum(rise)  # the slope just beyond each kink
+    i = int(np.argmax(after >= 0)) if (after >= 0).any() else len(kinks)
+    if i < len(kinks) and after[i] - rise[i] <= 0:
+        t = kinks[i]
+    else:
+        t = -(slope + rise[:i].sum()) / curvature if curvature > 0 else 1.0
+        t = min(t, 1.0)
+    return t, slope * t + 0.5 * curvature * t * t + rise @ np.maximum(t - kinks, 0)
+
+
+def shift_classes(shared, l1, l2, g, w):
+    """Shift the weights of a feature in all classes, which the loss does not see, to where the penalty is least.
+
+    Each row of shared (q, K) has the positions of one feature. w (m,) INOUT changes, and g (m,) INOUT, the gradient of
+    the loss and of l2, too.
+    """
+    K = shared.shape[1]
+    for at in shared[l1[shared[:, :1]].ravel() > 0]:
+        v, penalty, ridge, slope = w[at], l1[at[0]], l2[at[0]], g[at].sum()
+        if np.abs(slope + penalty * np.sign(v).sum()) <= penalty * ((v == 0).sum() + 1e-9):
+            continue  # the penalty is least already
+        kinks = np.sort(-v)  # shifts that make a weight zero; the slope of the penalty jumps there
+        after = slope + K * ridge * kinks + penalty * (2 * np.arange(1, K + 1) - K)
+        i = int(np.argmax(after >= -1e-9 * penalty)) if (after >= -1e-9 * penalty).any() else K - 1
+        shift, before = kinks[i], after[i] - 2 * penalty
+        if before > 1e-9 * penalty and ridge > 0:
+            shift -= before / (K * ridge)
+        v += shift
+        v[np.abs(v) <= 1e-13 * np.abs(shift)] = 0  # what is left of equal weights is rounding
+        w[at] = v
+        g[at] += ridge * shift
 
 
 def column_descent(

@@ -123,7 +123,7 @@ def loss(objective, W):
 # --- kernels ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["quadratic_descent", "column_descent"])
+@pytest.mark.parametrize("name", ["quadratic_descent", "column_descent", "newton_step", "shift_classes"])
 def test_kernels_and_twins_have_the_same_parameters(name):
     ours, twin = (inspect.signature(getattr(module, name)) for module in (_coordinate_descent, reference))
     assert list(ours.parameters) == list(twin.parameters)
@@ -186,6 +186,103 @@ def test_column_descent_equals_its_twin(dtype, index, damping, sweeps):
         np.testing.assert_allclose(ours, twin, atol=1e-11)  # the intercepts' common shift is free: rounding moves it
 
 
+def model_with_zeros(seed, K=3, q=4, l2=0.0):
+    """H, l1, shared features, the gradient and coefficients for a step: q features in K classes, and intercepts."""
+    rng = np.random.default_rng(seed)
+    X, P = rng.normal(size=(40, q)) @ rng.normal(size=(q, q)), rng.dirichlet(np.ones(K), size=40)
+    X = np.column_stack([X, np.ones(40)])
+    J = np.einsum("nk,km->nkm", P, np.eye(K)) - P[:, :, None] * P[:, None, :]
+    H = np.einsum("nkm,ni,nj->kimj", J, X, X).reshape(K * (q + 1), -1) / 40
+    l1, l2 = (np.tile(np.append(np.full(q, penalty), 0), K) for penalty in (0.3, l2))
+    shared = np.arange(K * (q + 1)).reshape(K, q + 1).T.copy()
+    w = np.where((rng.random(K * (q + 1)) < 0.6) | (l1 == 0), rng.normal(size=K * (q + 1)), 0)
+    return H + np.diag(l2), l1, shared, H @ rng.normal(size=len(w)) + l2 * w, w
+
+
+def model_value(H, l1, g, w, v):
+    """What a step from w, where the gradient is g, to v changes in the model."""
+    return g @ (v - w) + 0.5 * (v - w) @ H @ (v - w) + l1 @ (np.abs(v) - np.abs(w))
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(20))
+def test_newton_steps_minimise_along_the_step_or_project(kernels, seed):
+    H, l1, shared, first, w = model_with_zeros(seed)
+    H += 0.01 * np.eye(len(w))  # shifts of a feature in all classes are seen
+    g, v = first.copy(), w.copy()
+    kernels.newton_step(H, l1, shared[:0], g, v)
+    np.testing.assert_allclose(g, first + H @ (v - w), atol=1e-11)  # rounding of numbers below 100
+    S = (w != 0) | (l1 == 0)
+    assert not v[~S].any()
+    face = np.zeros_like(w)
+    face[S] = np.linalg.solve(H[np.ix_(S, S)], -(first + np.sign(w) * l1)[S])  # the minimum, while no sign changes
+    line = [model_value(H, l1, first, w, w + t * face) for t in np.linspace(0, 1, 1001)]
+    assert model_value(H, l1, first, w, v) <= min(line) + 1e-12  # rounding
+
+
+@BOTH
+def test_newton_steps_reach_the_minimum_where_no_sign_changes(kernels):
+    H, l1, shared, first, w = model_with_zeros(0)
+    w = np.where(w != 0, 100 * np.sign(w), 0)  # far from zero
+    g = first.copy()
+    kernels.newton_step(H, l1, shared, g, w)
+    S = w != 0
+    slope = (g + np.sign(w) * l1)[S]
+    inside = slope - H[np.ix_(S, S)] @ np.linalg.lstsq(H[np.ix_(S, S)], slope)[0]  # no step can change the rest
+    np.testing.assert_allclose(slope, inside, atol=1e-9)  # the ridge of 1e-13 times steps of some 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_newton_steps_equal_their_twin(seed):
+    H, l1, shared, g, w = model_with_zeros(seed)
+    if seed % 3 == 1:  # some features have not all of their classes
+        w[[0, 6]] = 0
+    if seed % 3 == 2:
+        w[l1 > 0] *= 1e-3  # most signs change
+    outcomes = []
+    for kernels in (_coordinate_descent, reference):
+        outcomes.append((g.copy(), w.copy()))
+        kernels.newton_step(H, l1, shared, *outcomes[-1])
+    for ours, twin in zip(*outcomes, strict=True):
+        np.testing.assert_allclose(ours, twin, atol=1e-9)  # rounding times the condition number
+    np.testing.assert_array_equal(outcomes[0][1] == 0, outcomes[1][1] == 0)
+
+
+@BOTH
+def test_without_coordinates_a_newton_step_does_nothing(kernels):
+    H, l1, shared, g, w = model_with_zeros(0)
+    l1[:], w[:], before = 0.3, 0, g.copy()
+    kernels.newton_step(H, l1, shared, g, w)
+    np.testing.assert_array_equal(g, before)
+    assert not w.any()
+
+
+@BOTH
+@pytest.mark.parametrize("l2", [0.0, 0.02])
+@pytest.mark.parametrize("K", [3, 4, 5])
+def test_weights_of_a_feature_are_shifted_to_the_least_penalty(kernels, K, l2):
+    rng = np.random.default_rng(6)
+    q = 12
+    shared = np.arange(K * (q + 1)).reshape(K, q + 1).T.copy()
+    l1, l2s = (np.tile(np.append(np.full(q, penalty), 0.0), K) for penalty in (0.05, l2))
+    w = rng.normal(size=K * (q + 1)) + 1
+    w[shared[0]] = 0.7  # equal weights become zero
+    g = l2s * w  # the loss has no slope along a shift
+    before, shift = w.copy(), np.linspace(-4, 4, 8001)
+    kernels.shift_classes(shared, l1, l2s, g, w)
+
+    def penalty(v):
+        return 0.05 * np.abs(v).sum(axis=0) + 0.5 * l2 * (v**2).sum(axis=0)
+
+    for at in shared[:-1]:
+        moved = w[at] - before[at]
+        np.testing.assert_allclose(moved, moved[0], atol=1e-15)  # rounding of numbers near 1
+        assert penalty(w[at]) <= penalty(before[at][:, None] + shift).min() + 1e-12  # rounding
+    np.testing.assert_allclose(g, l2s * w, atol=1e-15)
+    assert not w[shared[0]].any()
+    np.testing.assert_array_equal(w[shared[-1]], before[shared[-1]])
+
+
 # --- models -------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +335,7 @@ def test_the_decrease_is_that_of_the_objective_for_short_steps(kind):
     objective = problem(**KINDS[kind])
     model, at = model_at(objective, HessianModel)
     c = at.coordinates
-    near = solver._Point(c, c.from_weights(solve(objective, max_iter=5).W))
+    near = solver._Point(c, c.from_weights(solve(objective, max_iter=3).W))
     V, decrease = HessianModel(c, near.linearization, model.working).minimize(near.V, near.gradient, 0.0, 1e-8, np.inf)
     assert 1e-9 < decrease < 1e-3
     # the third order of a step is the square root of what it gains, times that; a loss near 1 is rounded to 1e-16
@@ -264,52 +361,52 @@ def test_a_model_proves_more_than_the_points_at_both_ends_of_its_step(kind):
         at = run.at
         run.step()
     best = loss(objective, solve(objective, tol=1e-10).W)
-    run.at = at
-    step = _model_step(run, at)
-    run.prove(step)
+    run.at, run.lower_bound = at, 0.0
+    model, step = _model_and_step(run, at)
     new = solver._Point(run.coordinates, at.V + step)
+    run.prove(new.loss, step, model, 1e-6)
     assert max(at.lower_bound, new.lower_bound) < run.lower_bound <= best + 1e-10  # the best is known to 1e-10 of F
 
 
-def _model_step(run, at):
-    """The step of the model over all rows at a point, without damping."""
+def _model_and_step(run, at):
+    """The model over all rows at a point, and its step without damping."""
     every = tuple(np.ascontiguousarray(part) for part in np.nonzero(np.ones_like(at.V)))
-    V, _ = HessianModel(run.coordinates, at.linearization, every).minimize(at.V, at.gradient, 0.0, 1e-6, 0.0)
-    return V - at.V
+    model = HessianModel(run.coordinates, at.linearization, every)
+    return model, model.minimize(at.V, at.gradient, 0.0, 1e-6, 0.0)[0] - at.V
 
 
-def test_line_minimum_is_the_least_on_a_grid():
-    rng = np.random.default_rng(5)
-    for _ in range(50):
-        kinks = np.where(rng.random(6) < 0.3, np.inf, 2 * rng.random(6))
-        slope, curvature, rise = -rng.random() * 3, rng.random() * 3, rng.random(6)
-        grid = np.linspace(0, 1, 2001)
-        value = slope * grid + 0.5 * curvature * grid**2 + np.maximum(grid[:, None] - kinks, 0) @ rise
-        t, least = quadratic_models.line_minimum(slope, curvature, kinks, rise)
-        assert 0 < t <= 1
-        assert least <= value.min() + 1e-12  # rounding
-        assert least >= value.min() - 5e-3 * 10  # the grid's distance times the steepest slope
+def test_a_dual_point_that_misses_the_conditions_is_repaired(monkeypatch):
+    """Probabilities stop at zero along a step: the model's dual point is then far off, and the next ones are not."""
+    X, y = load_wine(return_X_y=True)
+    objective, iterations = classification(X, y, 1e-3), []
+    for repairs in (solver.REPAIRS, 1):
+        monkeypatch.setattr(solver, "REPAIRS", repairs)
+        result = solve(objective, tol=1e-3)
+        assert result.stopped_on == "gap"
+        iterations.append(len(result.history))
+    assert iterations[0] < iterations[1]
 
 
-@pytest.mark.parametrize("l2", [0.0, 0.02])
-@pytest.mark.parametrize("K", [3, 4, 5])
-def test_weights_of_a_feature_are_shifted_to_the_least_penalty(K, l2):
-    model, _ = model_at(problem(K=K, l2=l2, l1=0.05), HessianModel)
-    rng = np.random.default_rng(6)
-    model.v, model.g = rng.normal(size=len(model.l1)) + 1, np.zeros(len(model.l1))
-    model.g += model.l2 * model.v  # the loss has no slope along a shift
-    before, shift = model.v.copy(), np.linspace(-4, 4, 8001)
-    model.shift_classes()
-
-    def penalty(v):
-        return 0.05 * np.abs(v).sum(axis=0) + 0.5 * l2 * (v**2).sum(axis=0)
-
-    for j in range(12):
-        at = model.working[1] == j
-        moved = model.v[at] - before[at]
-        np.testing.assert_allclose(moved, moved[0], atol=1e-15)  # rounding of numbers near 1
-        assert penalty(model.v[at]) <= penalty(before[at][:, None] + shift).min() + 1e-12  # rounding
-    np.testing.assert_array_equal(model.v[model.working[1] == 12], before[model.working[1] == 12])
+@pytest.mark.parametrize("kind", ["plain", "weighted", "no intercept", "soft", "binary", "sparse", "offset"])
+def test_all_ways_to_the_hessian_agree(kind):
+    objective = problem(**KINDS[kind])
+    c = CentredCoordinates(objective)
+    random = np.random.default_rng(3).normal(size=c.curvature.shape)
+    for V in (0 * random, 0.3 * random / np.sqrt(c.curvature)):
+        V[:, objective.n_features :] = c.null_intercepts
+        at = objective.linearize(c.to_weights(V))
+        every = np.nonzero(np.ones_like(V))
+        for part in (np.s_[:], np.s_[::2]):
+            classes, features = (numbers[part] for numbers in every)
+            used, column = quadratic_models._numbered(features)
+            given = c, at, classes, used, column, None
+            ways = [quadratic_models._hessian_by_blocks(*given)]
+            if c.objective.design.can_center:
+                ways.append(quadratic_models._dense_hessian(*given))
+            if not V[:, : objective.n_features].any():
+                ways.append(quadratic_models._hessian_of_null_model(*given))
+            for H in ways[1:]:
+                np.testing.assert_allclose(H, ways[0], atol=1e-9 if kind == "offset" else 1e-13)  # rounding
 
 
 # --- the solver ---------------------------------------------------------------------------------------------------
@@ -458,6 +555,42 @@ def test_hessians_of_a_sample_of_the_rows_lead_to_the_same_optimum(monkeypatch):
     assert samples[-1] is None
     assert sampled.stopped_on == "gap"
     assert abs(loss(objective, sampled.W) - loss(objective, exact.W)) <= 1e-4 * exact.loss
+
+
+def test_a_sample_of_the_rows_that_misleads_is_not_the_end_of_precision(monkeypatch):
+    """The Hessian of two rows promises what no damping keeps: more rows have to be taken."""
+    monkeypatch.setattr(solver, "SMALL_WORK", 0)
+    monkeypatch.setattr(solver, "ROWS_EACH", 0)
+    monkeypatch.setattr(solver, "FIRST_SAMPLE", 1000)
+    assert solve(problem(n=2000, l1=2e-3)).stopped_on == "gap"
+
+
+def test_penalties_that_get_weaker_lead_to_the_same_optimum_through_smaller_supports(monkeypatch):
+    X, y = load_digits(return_X_y=True)
+    objective = classification(X, y, 1e-3)
+    strengths, nonzeros, original = [], [], solver.ProximalNewton.step
+
+    def step(self):
+        original(self)
+        strengths.append(self.coordinates.strength)
+        nonzeros.append(np.count_nonzero(self.at.V))
+
+    monkeypatch.setattr(solver.ProximalNewton, "step", step)
+    monkeypatch.setattr(solver, "MANY", np.inf)
+    at_once = solve(objective)
+    largest = max(nonzeros)
+    assert set(strengths) == {objective.l1}
+    strengths.clear()
+    nonzeros.clear()
+    monkeypatch.setattr(solver, "MANY", 0)
+    in_turn = solve(objective)
+    assert strengths[0] > 100 * objective.l1
+    assert strengths[-1] == objective.l1
+    assert np.all(np.diff(strengths) <= 0)
+    assert max(nonzeros) < largest
+    assert in_turn.stopped_on == at_once.stopped_on == "gap"
+    assert abs(loss(objective, in_turn.W) - loss(objective, at_once.W)) <= 1e-4 * objective.null_loss
+    assert len(solve(objective, in_turn.W).history) == 1  # a start near the optimum begins with its own penalty
 
 
 def test_nothing_that_is_given_changes():

@@ -21,7 +21,8 @@ class CentredCoordinates:
     n_rows, n_classes, n_features : int, L, K and d
     copies : int, rows of W that a row of V stands for
     shares : array (n,), weights of the rows that sum to one, float64
-    l1, l2 : arrays (p,), the penalties of each column of V
+    strength : float, the l1 of models
+    l1, l2 : arrays (p,), the penalties of each column of V in models
     curvature : array (L, p), the diagonal of the loss's Hessian at the null model
     null_intercepts : array (L, 1) or (L, 0), of the null model
     """
@@ -34,7 +35,8 @@ class CentredCoordinates:
         self.is_binary = self.n_classes == 2
         self.copies, self.n_rows = (2, 1) if self.is_binary else (1, self.n_classes)
         self.shares = self._row_shares()
-        self.l1, self.l2 = (np.where(np.arange(p) < d, penalty, 0.0) for penalty in (objective.l1, objective.l2))
+        self.l2 = np.where(np.arange(p) < d, objective.l2, 0.0)
+        self.set_strength(objective.l1)
         if mean is not None:
             self.mean = mean
             return
@@ -44,6 +46,11 @@ class CentredCoordinates:
         self.mean, second = self._moments()
         second = np.append(np.where(second > 0, second, 1.0), 1.0)[:p]
         self.curvature = self.copies * self._rows(q * (1 - q))[:, None] * second
+
+    def set_strength(self, strength):
+        """Set the l1 of models, which may be another than that of the objective."""
+        self.strength = strength
+        self.l1 = np.where(np.arange(self.objective.shape[1]) < self.n_features, strength, 0.0)
 
     def _rows(self, A):
         """Return the part of an array with a row for each class that V has."""
@@ -135,6 +142,19 @@ class CentredCoordinates:
             G[:, :d] += (X.T @ P).T
             G[:, d:] += P.sum(axis=0)[:, None]
         G[:, :d] += G[:, d:].sum(axis=1, keepdims=True) * self.mean
+        return entropy, G
+
+    def dual_point_along(self, linearization, step):
+        """Return what `dual_point` does, from the probabilities of a linearisation in float64."""
+        objective, S = self.objective, self.to_weights(step)
+        entropy, G = 0.0, np.zeros(objective.shape, order=objective.design.order)
+        for block in objective.blocks(BLOCK_NUMBERS):
+            design, P = objective.design.select(block), linearization.probabilities(block).copy()
+            _move_along(P, design.logits(S))
+            entropy -= self.shares[block] @ np.einsum("ik,ik->i", P, np.log(np.maximum(P, np.finfo(P.dtype).tiny)))
+            P -= objective.distributions(block)
+            P *= self.shares[block, None]
+            G += design.accumulate(P)
         return entropy, G
 
     # --- rows and columns, for models -----------------------------------------------------------------------------

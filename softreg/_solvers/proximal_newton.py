@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from softreg._duality import bound_of_distributions, dual_point, lower_bound
+from softreg._duality import bound_of_distributions, lower_bound
 from softreg._solvers.centred_coordinates import CentredCoordinates
 from softreg._solvers.quadratic_models import ColumnModel, HessianModel
 from softreg._solvers.result import Result
@@ -17,17 +17,23 @@ from softreg._solvers.result import Result
 NOISY = 1e-3  # share of tol below which a step may be judged by the gap
 NOTHING = 1e-6  # share of tol that is not worth an iteration, where it does not bring a proof nearer
 FIRST_SAMPLE, ROWS_EACH = 8, 4  # the first Hessians take one row in 8, and at least 4 for each coefficient
-LARGE = 1500  # coefficients from which a row counts for each of K - 1 classes
+LARGE = 1500  # coefficients from which a row counts for several
 SMALL_WORK = 1e8  # n m^2 up to which a Hessian over m coefficients takes all rows
 SLOW = 0.5  # the sample doubles where a step promises more than this share of what the last one did
 LATE = 10  # where a step promises less than this multiple of tol, Hessians take all rows
 WARM = 300  # at a start within this multiple of tol, too
-HOPEFUL, HOPELESS = 3.0, 30.0  # a model is asked for a proof below this multiple of tol, and below this violation
+HOPEFUL = 2.0  # a proof is tried below this multiple of tol
+AGAIN = 0.6  # ... and after one that failed, below this share of what the step promised then
+REPAIRS, NEARER = 6, 0.7  # dual points that are tried for a proof, each within this share of the gap before
+OVERSHOT = 0.25  # a step that gains less than this share of its promise is shortened
+FARTHER = 0.1  # a step is doubled where that gains this share of what the step did
 TRIALS = 6  # of damping before a step is given up
 FIRST_DAMPING, LEAST_DAMPING = 0.01, 1e-4  # below the least a model is not damped
 MORE, LESS, MUCH_LESS = 4.0, 3.0, 5.0  # factors of the damping after steps that went badly, well and as predicted
 ROOM = 500  # coefficients that a working set may take beyond those that are not zero; or as many as these
-NEAR = 0.5  # share of l1 from which a zero coefficient may join a working set
+MANY = 500  # coefficients from which the first models have a stronger l1
+WEAKER = 0.3  # l1 of a model over the largest gradient, while that is larger than l1
+NEAR = 0.2  # share of l1 from which a zero coefficient may join a working set
 FORCING = 0.01  # a model is solved until violations are down to this share, or to what the gap asks for
 SPARE, COARSEST = 0.3, 0.1  # share of tol that violations of optimality conditions may take, and the most they may be
 
@@ -64,8 +70,10 @@ class ProximalNewton:
     damping : of the next model
     decrease, noise : what the last model promised, and how well losses are known
     n_sampled : rows of the next Hessian, at least
-    lower_bound : the best that models have proven
+    lower_bound : the best that was proven
+    hopeful : a model that promises at most this is asked for a proof
     gained : by what the last step decreased the objective
+    is_exact : whether the last Hessian was that of all rows
     idle : iterations in a row that could gain next to nothing, and brought the gap no nearer
     """
 
@@ -74,13 +82,14 @@ class ProximalNewton:
         self.set_up_sampling(options.random_state)
         self.result = Result(W, objective.null_loss, options.tol, solver="proximal_newton")
         self.coordinates = self.new_coordinates()
+        self.coordinates.set_strength(np.inf)
         V = self.coordinates.from_weights(W)
         if not W.any():
             V[:, objective.n_features :] = self.coordinates.null_intercepts
         self.damping, self.last_damping, self.decrease, self.idle = 0.0, FIRST_DAMPING, np.inf, 0
-        self.lower_bound = -np.inf
+        self.lower_bound, self.hopeful = -np.inf, HOPEFUL * self.target
         self.at = self.evaluate(V)
-        is_near = self.at.gap <= WARM * self.target
+        is_near = W.any() and self.at.gap <= WARM * self.target
         self.n_sampled = objective.n_rows // (1 if is_near else FIRST_SAMPLE)
         self.result.W = self.at.W
 
@@ -92,6 +101,8 @@ class ProximalNewton:
             self.judge()
             if monitor(self.result.W, self.result.history[-1]) or self.result.converged or self.is_stuck():
                 break
+        if not self.result.converged:
+            self.result.bound(self.at.lower_bound)
         return self.result
 
     def set_up_sampling(self, random_state):
@@ -115,40 +126,104 @@ class ProximalNewton:
     def step(self):
         """Solve models with more and more damping, until the objective follows one; go there."""
         at, objective = self.at, self.objective
+        self.choose_penalty()
         model = self.model(at)
         noise = 2 * np.finfo(objective.dtype).eps * abs(at.loss)
-        # the gap is at most the entropy times the violation
-        allowed = SPARE * self.target / max(at.dual[0], self.target, np.finfo(float).tiny)
+        # the gap is at most the entropy times the violation; the entropy is the loss at the optimum
+        allowed = SPARE * self.target / max(at.loss, self.target, np.finfo(float).tiny)
         accuracy = min(max(allowed, FORCING * at.violation), COARSEST)
         for _ in range(TRIALS):
             V, decrease = model.minimize(at.V, at.gradient, self.damping, accuracy, self.target)
             new = self.evaluate(V)
-            ratio = (at.loss - new.loss + noise) / (decrease + noise) if decrease >= 0 else -1.0  # a failed solve
+            ratio = (at.value - new.value + noise) / (decrease + noise) if decrease >= 0 else -1.0  # a failed solve
             if 0 <= decrease < NOISY * self.target and new.gap < at.gap:
                 ratio = max(ratio, 1.0)  # rounding of the losses hides it, but the step was good
             self.adapt_damping(ratio)
-            if ratio > 0.05 or 0 <= decrease <= noise:
+            if 0 <= decrease < max(noise, NOISY * self.target):
                 break
-            if decrease < 0:
-                continue
-            t = 0.5 * decrease / (decrease - (at.loss - new.loss))  # the minimum of a parabola through both losses
-            new = self.evaluate(at.V + np.clip(t, 0.05, 0.5) * (V - at.V))
-            if at.loss - new.loss > 0.05 * decrease:
-                break
-        if model.is_exact and 0 <= decrease <= HOPEFUL * self.target and at.violation <= HOPELESS:
-            self.prove(V - at.V)
+            if decrease > 0:
+                new = self.line_search(new, V - at.V, decrease)
+                if at.value - new.value > 0.05 * decrease:
+                    break
+        self.gained, self.noise, self.is_exact = at.value - new.value, noise, model.is_exact
         self.adapt_sample(decrease)
-        self.decrease, self.noise, self.gained = decrease, noise, at.loss - new.loss
-        if ratio > 0.05 or new.loss < at.loss:
+        self.decrease = np.inf if self.is_early else decrease
+        if model.is_exact and 0 <= self.decrease <= self.hopeful:
+            self.prove(new.loss, V - at.V, model, accuracy)
+            if new.loss - self.lower_bound <= self.target:
+                new = self.settle(new, model)
+            else:
+                self.hopeful = AGAIN * decrease
+        if ratio > 0.05 or new.value < at.value:
             self.at, self.result.W = new, new.W
 
-    def prove(self, step):
-        """Bound the minimum by the dual point that the model at `self.at` has at its own minimum, a step away."""
-        at = self.at
-        entropy, G = self.coordinates.dual_point(at.V, step)
-        loss = max(at.loss, 1.0)  # for its rounding: they may be as far from Y as distributions can be
-        bound = bound_of_distributions(self.objective, entropy, G, loss, np.float64)
-        self.lower_bound = max(self.lower_bound, bound)
+    @property
+    def is_early(self):
+        """True while the penalty of the models is stronger than that of the objective."""
+        return self.coordinates.strength > self.objective.l1
+
+    def choose_penalty(self):
+        """Choose the l1 of the next model: where coefficients are many, below the largest gradient and the last choice.
+
+        Far from the minimum, models with a weak penalty would have nearly all coefficients, and not those that the
+        minimum has. With a penalty that gets weaker step by step, few more become nonzero in each step.
+        """
+        c, strength, was_early = self.coordinates, 0.0, np.inf > self.coordinates.strength > self.objective.l1
+        if self.at.V.size > MANY and self.objective.design.can_center:
+            strength = WEAKER * min(c.strength, np.abs(self.at.gradient[:, : c.n_features]).max(initial=0.0))
+        c.set_strength(max(strength, self.objective.l1))
+        if was_early and not self.is_early:  # few more steps will follow, and all have many coefficients
+            self.n_sampled = self.objective.n_rows
+
+    def line_search(self, new, step, decrease):
+        """Return the best point found along a step from `self.at` to `new`, for which a model promised the decrease.
+
+        A step that overshoots is shortened to the minimum of a parabola through both losses. Another one is doubled as
+        long as that gains much: where classes are nearly separable, the loss falls off exponentially, and the curvature
+        with it, so that models end their steps far too early.
+        """
+        at, size = self.at, 1.0
+        gained = at.value - new.value
+        if gained < OVERSHOT * decrease:
+            size = 0.5 * decrease / (decrease - gained)
+            shorter = self.evaluate(at.V + max(size, 0.05) * step)
+            return shorter if shorter.value < new.value else new
+        while decrease > self.target:
+            size *= 2
+            farther = self.evaluate(at.V + size * step)
+            if not new.value - farther.value >= FARTHER * gained:
+                break
+            new = farther
+        return new
+
+    def settle(self, last, model):
+        """Return the point after one more step from the last one, with the Hessian of the last step, if F is lower.
+
+        It costs little, and settles which of the coefficients are zero.
+        """
+        V, _ = model.minimize(last.V, last.gradient, 0.0, FORCING * last.violation, 0.0)
+        new = self.evaluate(V)
+        return new if new.loss < last.loss else last
+
+    def prove(self, loss, step, model, accuracy):
+        """Bound the minimum by the dual point that the model at `self.at` has at its own minimum, a step away.
+
+        Its probabilities change in proportion to the step, but do not fall below zero. So they may miss the optimality
+        conditions, which the model's minimum meets. The model is then minimised again, from the gradient that they
+        have, as long as that brings them much nearer.
+        """
+        at, before = self.at, np.inf
+        for _ in range(REPAIRS):
+            entropy, G = at.dual_along(step)
+            gap = loss - _scaled(self.objective, entropy, G)
+            if gap <= HOPEFUL * self.target:  # for rounding: they may be as far from Y as distributions can be
+                bound = bound_of_distributions(self.objective, entropy, G, max(at.loss, 1.0), np.float64)
+                self.lower_bound = max(self.lower_bound, bound)
+            if loss - self.lower_bound <= self.target or gap > NEARER * before:
+                break
+            before = gap
+            V, _ = model.minimize(at.V + step, self.coordinates.gradient(G), 0.0, accuracy, self.target)
+            step = V - at.V
 
     def adapt_damping(self, ratio):
         """Set the damping by how much of its promise the last model kept."""
@@ -161,18 +236,22 @@ class ProximalNewton:
 
     def adapt_sample(self, decrease):
         """Take more rows for the next Hessian where steps stop to shrink, and all rows near the end."""
-        if decrease <= LATE * self.target:
+        if decrease <= LATE * self.target and not self.is_early:
             self.n_sampled = self.objective.n_rows
-        elif decrease > SLOW * self.decrease:
+        elif decrease > SLOW * self.decrease or self.gained < OVERSHOT * decrease:
             self.n_sampled *= 2
 
     def judge(self):
         """Record the iteration, and bound the gap."""
         result, before = self.result, self.result.gap
         result.record(self.at.loss)
-        result.bound(max(self.at.lower_bound, self.lower_bound))
         nothing = max(self.noise, NOTHING * self.target)
-        hopeless = self.decrease <= nothing or self.damping == 1  # such a model lies above the objective
+        # a model over all rows whose damping is 1 lies above the objective
+        hopeless = not self.is_early and (self.decrease <= nothing or (self.damping == 1 and self.is_exact))
+        is_late = self.decrease <= LATE * self.target
+        if hopeless or (is_late and self.at.gap_estimate <= HOPEFUL * self.target):
+            self.lower_bound = max(self.at.lower_bound, self.lower_bound)
+        result.bound(self.lower_bound)
         is_idle = hopeless and self.gained <= nothing and result.gap > 0.7 * before
         self.idle = self.idle + 1 if is_idle else 0
 
@@ -197,7 +276,8 @@ class ProximalNewton:
     def sample_size(self, m):
         """Return the number of rows for a Hessian over m coefficients."""
         n = self.objective.n_rows
-        a_row = self.objective.n_classes - 1 if m > LARGE else 1  # what a row knows of; small models can afford more
+        # a row knows of several classes; small models can afford more rows
+        a_row = max(self.objective.n_classes // 4, 1) if m > LARGE else 1
         size = max(self.n_sampled, ROWS_EACH * max(m // a_row, self.objective.n_features))
         return n if n * m**2 <= SMALL_WORK else min(size, n)
 
@@ -237,35 +317,66 @@ class _Point:
         self.linearization = coordinates.objective.linearize(self.W)
         self.loss = self.linearization.value + coordinates.objective.penalty_l1(self.W)
 
+    @property
+    def value(self):
+        """F with the l1 of the models."""
+        objective = self.coordinates.objective
+        return self.loss + (self.coordinates.strength / objective.l1 - 1) * objective.penalty_l1(self.W)
+
     @cached_property
     def dual(self):
-        """Mean entropy of the probabilities and G of them, as `dual_bound` takes them."""
+        """Mean entropy and G of the probabilities that V has in float64, as `dual_bound` takes them."""
+        return self.coordinates.dual_point(self.V)
+
+    @cached_property
+    def G(self):
+        """The gradient of the loss in W, without that of l2, (K, p) float64."""
         if self.precise:
-            return self.coordinates.dual_point(self.V)
-        at = self.linearization
-        return dual_point(at)
+            return self.dual[1]
+        objective, G = self.coordinates.objective, np.array(self.linearization.gradient, np.float64)
+        objective.coef(G)[...] -= objective.l2 * objective.coef(self.W).astype(np.float64)
+        return G
 
     @cached_property
     def gradient(self):
         """The gradient of the loss in V, (L, p)."""
-        return self.coordinates.gradient(self.dual[1])
+        return self.coordinates.gradient(self.G)
 
     @property
     def violation(self):
-        """The largest violation of an optimality condition, as a share of l1."""
+        """The largest violation of an optimality condition, as a share of the l1 of the models."""
         c, g = self.coordinates, self.gradient + self.coordinates.l2 * self.V
         off = np.where(self.V == 0, np.maximum(np.abs(g) - c.l1, 0), np.abs(g + np.sign(self.V) * c.l1))
-        return off.max() / c.objective.l1
+        return off.max() / c.strength
+
+    def dual_along(self, step):
+        """Return what `dual` is, for the first-order change of the probabilities along a step (L, p)."""
+        if self.precise:
+            return self.coordinates.dual_point(self.V, step)
+        return self.coordinates.dual_point_along(self.linearization, step)
+
+    @property
+    def gap_estimate(self):
+        """About what `gap` is, at a fraction of the cost: the entropy of the probabilities is L - <G, W>."""
+        objective, W = self.coordinates.objective, self.W.astype(np.float64)
+        ridge = 0.5 * objective.l2 * np.sum(objective.coef(W) ** 2)
+        return self.loss - _scaled(objective, self.linearization.value - ridge - np.sum(self.G * W), self.G)
 
     @cached_property
     def lower_bound(self):
         """A proven lower bound on min F."""
-        objective, (entropy, G) = self.coordinates.objective, self.dual
         if not self.precise:
             return lower_bound(self.linearization)
-        return bound_of_distributions(objective, entropy, G, self.loss, np.float64)
+        return bound_of_distributions(self.coordinates.objective, *self.dual, self.loss, np.float64)
 
     @property
     def gap(self):
         """A bound on F - min F."""
         return self.loss - self.lower_bound
+
+
+def _scaled(objective, entropy, G):
+    """Return about what bound distributions give, from their mean entropy and G; intercepts are taken to be optimal."""
+    sizes, l1, l2 = np.abs(objective.coef(G)), objective.l1, objective.l2
+    bound = entropy * min(1.0, l1 / max(sizes.max(initial=0.0), l1))
+    return max(bound, entropy - np.sum(np.maximum(sizes - l1, 0) ** 2) / (2 * l2)) if l2 else bound

@@ -10,15 +10,18 @@ Coordinate descent finds which coefficients are zero, and slowly all the rest wh
 step on those that are not zero finds the rest at once. The two alternate.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
-from scipy.linalg import blas, lapack
+from scipy.linalg import blas
+from scipy.special import softmax
 
 from softreg import _coordinate_descent
+from softreg._design_matrix import BLOCK_ROWS, design_matrix
 from softreg._solvers.centred_coordinates import BLOCK_NUMBERS
 
 ROUNDS, SWEEPS = 50, 20  # of coordinate descent and a Newton step at most, and of coordinate descent in a round
+NEARLY_FULL = 0.6  # share of the coefficients of its features above which the Hessian over these is made for all
 SMALL_GAIN = 1e-2  # a round that gains less than this share of the whole ends an early solve
 
 
@@ -58,7 +61,7 @@ class Model:
         self.v, slopes = w.copy(), gradient[self.working]
         self.begin(slopes, damping)
         first, gain = slopes + self.l2 * w, 0.0
-        tolerance = self.precision * accuracy * self.coordinates.objective.l1
+        tolerance = self.precision * accuracy * self.coordinates.strength
         for rounds in range(1, ROUNDS + 1):
             self.descend(tolerance)
             gained, gain = -gain, self.gain(w, first)
@@ -80,61 +83,13 @@ class Model:
         v, g, l1 = self.v, self.g, self.l1
         return np.where(v == 0, np.maximum(np.abs(g) - l1, 0), np.abs(g + np.sign(v) * l1)).max(initial=0)
 
-    # --- Newton's method on the coefficients that are not zero ----------------------------------------------------
-
-    def newton_step(self):
-        """Go towards the minimum of the model over the coefficients that are not zero, and exact zeros on the way."""
-        S = np.flatnonzero((self.v != 0) | (self.l1 == 0))
-        if not 0 < len(S) <= self.largest_support:
-            return
-        l1, v = self.l1[S], self.v[S]
-        slope = self.g[S] + np.sign(v) * l1
-        d = self.solve(S, slope)
-        curved = self.times(S, d)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.where((l1 > 0) & (v * d < 0), -v / d, np.inf)  # where along the step each becomes zero
-        straight, value = line_minimum(slope @ d, d @ curved[S], t, 2 * l1 * np.abs(d))
-        step, zero, moved = straight * d, t == straight, straight * curved
-        ends = t <= 1 + 1e-9  # what is left of the others is rounding
-        if ends.any():  # as an alternative, stop these at zero and let the others go all the way
-            projected = np.where(ends, -v, d)
-            curved = self.times(S, projected)
-            if slope @ projected + 0.5 * projected @ curved[S] < value:
-                step, zero, moved = projected, ends, curved
-        self.g += moved
-        self.v[S] += step
-        self.v[S[zero]] = 0
-        self.follow(S, step)
-        self.shift_classes()
-
-    def follow(self, S, step):
-        """Note a step on the coefficients at S."""
+    def support(self):
+        """Return the positions of the coefficients that are not zero or not penalised."""
+        return np.flatnonzero((self.v != 0) | (self.l1 == 0))
 
     def shift_classes(self):
         """Shift the weights of a feature in all classes, which the loss does not see, to where the penalty is least."""
-        shared = self.shared[self.l1[self.shared[:, :1]].ravel() > 0]
-        if not len(shared):
-            return
-        v, K = self.v[shared], self.coordinates.n_rows
-        l1, l2, slope = self.l1[shared[:, 0]], self.l2[shared[:, 0]], self.g[shared].sum(axis=1)
-        zeros = np.sort(-v, axis=1)  # shifts c that make a weight zero; the slope of the penalty jumps there
-        after = slope[:, None] + K * l2[:, None] * zeros + l1[:, None] * (2 * np.arange(1, K + 1) - K)
-        i, rows = np.argmax(after >= -1e-9 * l1[:, None], axis=1), np.arange(len(v))
-        c, before = zeros[rows, i], after[rows, i] - 2 * l1
-        between = (before > 1e-9 * l1) & (l2 > 0)
-        c[between] -= before[between] / (K * l2[between])
-        c[np.abs(slope + l1 * np.sign(v).sum(axis=1)) <= l1 * ((v == 0).sum(axis=1) + 1e-9)] = 0  # least already
-        v += c[:, None]
-        v[np.abs(v) <= 1e-13 * np.abs(c)[:, None]] = 0  # what is left of equal weights is rounding
-        self.v[shared] = v
-        self.g[shared] += (l2 * c)[:, None]
-
-    def shared_within(self, S):
-        """Return the positions in S of the features that S has for all classes, (q, K)."""
-        at = np.full(len(self.v), -1)
-        at[S] = np.arange(len(S))
-        at = at[self.shared]
-        return at[(at >= 0).all(axis=1)]
+        _coordinate_descent.shift_classes(self.shared, self.l1, self.l2, self.g, self.v)
 
 
 class HessianModel(Model):
@@ -160,11 +115,12 @@ class HessianModel(Model):
     def descend(self, tolerance):
         _coordinate_descent.quadratic_descent(self.A, self.l1, self.g, self.v, tolerance, SWEEPS)
 
-    def solve(self, S, slope):
-        return -_solve(self.A[np.ix_(S, S)], self.shared_within(S), slope)
-
-    def times(self, S, step):
-        return self.A[:, S] @ step
+    def newton_step(self):
+        """Go towards the minimum over the coefficients that are not zero, and exact zeros on the way."""
+        if len(self.support()) > self.largest_support:
+            return
+        _coordinate_descent.newton_step(self.A, self.l1, self.shared, self.g, self.v)
+        self.shift_classes()
 
     def damping_gain(self, w):
         return 0.5 * self.damping * (self.v - w) @ (self.B.matrix @ (self.v - w)) if self.damping else 0.0
@@ -195,20 +151,30 @@ class ColumnModel(Model):
         given = (*self.arrays, self.damping, 1 / self.coordinates.n_classes, self.slopes, self.l2, self.l1)
         _coordinate_descent.column_descent(*given, self.v, self.Z, self.means, self.g, tolerance, SWEEPS)
 
-    def solve(self, S, slope):
+    def newton_step(self):
+        """Go towards the minimum over the coefficients that are not zero, and exact zeros on the way."""
+        S = self.support()
+        if len(S) > self.largest_support:
+            return
         H, B = hessian_and_bound(self.coordinates, self.linearization, *(part[S] for part in self.working))
         if self.damping:
             H += self.damping * B.matrix
         H[np.diag_indices_from(H)] += self.l2[S]
-        self.H = H
-        return -_solve(H, self.shared_within(S), slope)
+        v, g = self.v[S], self.g[S]  # the next descent computes the rest of g anew
+        _coordinate_descent.newton_step(H, self.l1[S], self.shared_within(S), g, v)
+        step, self.v[S], self.g[S] = v - self.v[S], v, g
+        self.follow(S, step)
+        self.shift_classes()
 
-    def times(self, S, step):
-        product = np.zeros_like(self.v)  # the next descent computes g anew
-        product[S] = self.H @ step
-        return product
+    def shared_within(self, S):
+        """Return the positions in S of the features that S has for all classes, (q, K)."""
+        at = np.full(len(self.v), -1)
+        at[S] = np.arange(len(S))
+        at = at[self.shared]
+        return at[(at >= 0).all(axis=1)]
 
     def follow(self, S, step):
+        """Add a step on the coefficients at S to the logits and their means."""
         classes, features = (part[S] for part in self.working)
         for k in np.unique(classes):
             of_class = classes == k
@@ -227,11 +193,50 @@ def hessian_and_bound(coordinates, linearization, classes, features, positions=N
     With x_c and p_c the feature and the probability of a coefficient's class, the Hessian is the mean of
     (p_c [same class] - p_c p_d) x_c x_d over the rows.
     """
+    used, column = _numbered(features)
+    at = coordinates, linearization, classes, used, column, positions
+    if not linearization.objective.coef(linearization.W).any():
+        H = _hessian_of_null_model(*at)
+    elif coordinates.objective.design.can_center and len(classes) > NEARLY_FULL * coordinates.n_rows * len(used):
+        H = _dense_hessian(*at)
+    else:
+        H = _hessian_by_blocks(*at)
+    return H, Bound(classes, features, partial(scatter, coordinates, used, positions), coordinates.n_classes)
+
+
+def _hessian_of_null_model(coordinates, linearization, classes, used, column, positions):
+    """Return the Hessian where all rows have the same probabilities: a Kronecker product, which costs little."""
+    logits = coordinates.objective.design.intercepts(linearization.W).sum(axis=1, dtype=np.float64)
+    p = softmax(logits)[-coordinates.n_rows :]
+    J = np.diag(p) - np.outer(p, p)
+    return J[classes].take(classes, axis=1) * scatter(coordinates, used, positions)[column].take(column, axis=1)
+
+
+def _dense_hessian(coordinates, linearization, classes, used, column, positions):
+    """Return the Hessian from that over all classes of the features `used`; columns are numbered among these."""
+    c, design, columns = coordinates, coordinates.objective.design, used[used < coordinates.n_features]
+    H, has_intercept, mean, unit = None, len(columns) < len(used), c.mean[columns], np.ones(len(columns))
+    is_every = len(used) == design.n_columns
+    for rows, share in c.row_blocks(positions, design.n_rows if is_every else BLOCK_ROWS):
+        P, weight, X = linearization.probabilities(rows), c.copies * share, design
+        if not is_every:
+            X = design_matrix(np.ascontiguousarray(design.copy_rows(rows)[:, columns]), fit_intercept=has_intercept)
+            rows = slice(None)
+        part = X.standardized_hessian(rows, P, weight, mean, unit)
+        H = part if H is None else np.add(H, part, out=H)
+    if c.is_binary:
+        return np.ascontiguousarray(H[1, :, 1])
+    at = classes * len(used) + column
+    H = H.reshape(c.n_classes * len(used), -1)
+    return H if len(at) == len(H) else H[at].take(at, axis=1)
+
+
+def _hessian_by_blocks(coordinates, linearization, classes, used, column, positions):
+    """Return the Hessian from blocks of rows, for the coefficients alone; columns are numbered among `used`."""
     c, m = coordinates, len(classes)
-    used, column = np.unique(features, return_inverse=True)
-    H, scatter = np.zeros((m, m), order="F"), np.zeros((len(used), len(used)))
+    H = np.zeros((m, m), order="F")
     if not m:
-        return H, Bound(classes, features, scatter, c.n_classes)
+        return H
     same_class = [slice(*np.searchsorted(classes, (k, k + 1))) for k in range(c.n_rows)]
     for rows, share in c.row_blocks(positions, max(64, BLOCK_NUMBERS // m)):
         X = c.centred_columns(rows, used)
@@ -241,9 +246,18 @@ def hessian_and_bound(coordinates, linearization, classes, features, positions=N
         for block in same_class:
             H[block, block] += X_c[block] @ Y_c[block].T
         H = blas.dsyrk(-1.0, Y_c.T, beta=1.0, c=H, trans=1, overwrite_c=1)
-        scatter += X @ X.T
     upper = np.triu(H)
-    return upper + np.triu(upper, 1).T, Bound(classes, features, scatter, c.n_classes)
+    return upper + np.triu(upper, 1).T
+
+
+def scatter(coordinates, features, positions=None):
+    """Return the Gram matrix of centred features over the rows at positions, (q, q), for two classes twice that."""
+    c, total = coordinates, np.zeros((len(features), len(features)))
+    for rows, share in c.row_blocks(positions, max(64, BLOCK_NUMBERS // max(len(features), 1))):
+        X = c.centred_columns(rows, features)
+        X *= np.sqrt(c.copies * share)
+        total += X @ X.T
+    return total
 
 
 class Bound:
@@ -252,58 +266,25 @@ class Bound:
     Parameters
     ----------
     classes, features : arrays (m,), the rows and columns of V of the coefficients
-    scatter : array (q, q), the Gram matrix of the q features that occur, in order
+    scatter : function that returns the Gram matrix of the q features that occur, (q, q), in order
     n_classes : int, K
     """
 
     def __init__(self, classes, features, scatter, n_classes):
-        self.classes, self.scatter, self.n_classes = classes, scatter, n_classes
-        self.column = np.unique(features, return_inverse=True)[1]
+        self.classes, self.features, self.scatter, self.n_classes = classes, features, scatter, n_classes
 
     @cached_property
     def matrix(self):
-        B = self.scatter[self.column[:, None], self.column]
+        column = _numbered(self.features)[1]
+        B = self.scatter()[column[:, None], column]
         B *= 0.5 * ((self.classes[:, None] == self.classes) - 1 / self.n_classes)
         return B
 
 
-def _solve(H, shared, b):
-    """Return H^-1 b for a positive semidefinite H, of which a copy is made.
-
-    Shifts of a feature's weight in all classes are no part of the solution: H does not see them. Other directions
-    without curvature are damped by as much as rounding asks for.
-    """
-    A = H.copy()
-    A[shared[:, :, None], shared[:, None, :]] += A[shared, shared].mean(axis=1)[:, None, None]
-    scale = A.diagonal()
-    scale = 1 / np.sqrt(np.where(scale > 0, scale, 1))
-    A *= scale[:, None]
-    A *= scale
-    diagonal = np.diag_indices_from(A)
-    for ridge in (1e-13, 1e-10, 1e-8, 1e-6, 1e-3, 1):
-        A[diagonal] += ridge
-        factor, info = lapack.dpotrf(A.T, lower=1, clean=0)
-        if info == 0:
-            break
-    return scale * lapack.dpotrs(factor, scale * b, lower=1)[0]
-
-
-def line_minimum(slope, curvature, kinks, rise):
-    """Minimise slope t + curvature/2 t^2 + sum_j rise_j max(t - kinks_j, 0) over t in (0, 1]; return t and the value.
-
-    t is one of the kinks exactly where the minimum is there.
-    """
-    order = np.argsort(kinks)
-    order = order[kinks[order] < 1]
-    kinks, rise = kinks[order], rise[order]
-    after = slope + kinks * curvature + np.cumsum(rise)  # the slope just beyond each kink
-    i = int(np.argmax(after >= 0)) if (after >= 0).any() else len(kinks)
-    if i < len(kinks) and after[i] - rise[i] <= 0:
-        t = kinks[i]
-    else:
-        t = -(slope + rise[:i].sum()) / curvature if curvature > 0 else 1.0
-        t = min(t, 1.0)
-    return t, slope * t + 0.5 * curvature * t * t + rise @ np.maximum(t - kinks, 0)
+def _numbered(features):
+    """Return the features that occur, in order, and for each entry the number of its feature among these."""
+    occurs = np.bincount(features) > 0
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[features]
 
 
 def _shared_features(features, n_rows):

@@ -66,4 +66,4 @@ class SummedModel(HessianModel):
             _sums.hessian_and_scatter, linearization.chunks, column, mean=self.coordinates.mean, classes=classes,
             features=features, share=share,
         )  # fmt: skip
-        return H, Bound(classes, features, scatter, self.coordinates.n_classes)
+        return H, Bound(classes, features, lambda: scatter, self.coordinates.n_classes)

@@ -228,4 +228,4 @@ def hessian_and_scatter(objective, linearization, seed, *, mean, classes, featur
         positions = np.sort(order[: max(1, round(share * len(order)))])
         scale = objective.own_weight / objective.total_weight  # of rows at positions, a mean comes back
     H, B = models.hessian_and_bound(coordinates, _at(objective, linearization), classes, features, positions)
-    return scale * H, scale * B.scatter
+    return scale * H, scale * B.scatter()
