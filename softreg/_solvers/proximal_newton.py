@@ -317,13 +317,13 @@ class _Point:
         self.precise = objective.dtype == np.float32 and (precise or objective.design.can_center)
         self.coordinates, self.V, self.W = coordinates, V, coordinates.to_weights(V)
         self.linearization = coordinates.objective.linearize(self.W)
-        self.loss = self.linearization.value + coordinates.objective.penalty_l1(self.W)
+        self.penalty = coordinates.objective.penalty_l1(self.W)
+        self.loss = self.linearization.value + self.penalty
 
     @property
     def value(self):
         """F with the l1 of the models."""
-        objective = self.coordinates.objective
-        return self.loss + (self.coordinates.strength / objective.l1 - 1) * objective.penalty_l1(self.W)
+        return self.loss + (self.coordinates.strength / self.coordinates.objective.l1 - 1) * self.penalty
 
     @cached_property
     def dual(self):
