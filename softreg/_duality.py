@@ -68,19 +68,19 @@ def _enlarged(objective, G, W, block):
     return G + np.copysign(rounding, G)
 
 
-def bound_of_distributions(objective, entropy, G, loss, dtype=None):
+def bound_of_distributions(objective, entropy, G, loss, dtype=None, long=()):
     """Return a proven lower bound on min F, from the mean entropy and G of distributions, and the loss near there.
 
-    Both were computed in `dtype`, by default the objective's; the bound leaves room for its rounding. G is an array
-    like W, or FeatureBlocks.
+    Both were computed in `dtype`, by default the objective's, and the columns of G of the features `long` from sums in
+    long double; the bound leaves room for the rounding. G is an array like W, or FeatureBlocks.
     """
-    return max(dual_bound(objective, entropy, G) - _allowance(objective, G, loss, dtype), 0.0)  # F >= 0
+    return max(dual_bound(objective, entropy, G) - _allowance(objective, G, loss, dtype, long), 0.0)  # F >= 0
 
 
-def _allowance(objective, G, loss, dtype=None):
+def _allowance(objective, G, loss, dtype=None, long=()):
     """Return how far rounding may have raised a bound that is made from the entropy and G of distributions."""
     along = FeatureBlocks(lambda block: penalty_derivative(objective, G[:, block]))
-    return _rounding.of_sums(objective, loss, along, dtype=dtype) + _rounding.of_entropy(objective, dtype)
+    return _rounding.of_sums(objective, loss, along, dtype=dtype, long=long) + _rounding.of_entropy(objective, dtype)
 
 
 def penalty_derivative(objective, G):

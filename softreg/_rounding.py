@@ -49,7 +49,7 @@ def of_loss(objective, W, loss):
     return _unit(objective) * (of_losses + of_logits * 2 * min(loss, 1.0))
 
 
-def of_sums(objective, loss, along, of_entropy=None, dtype=None):
+def of_sums(objective, loss, along, of_entropy=None, dtype=None, long=()):
     """Return how far the rounding of the sums in G may move a bound, of which the entropy may be a function of G, too.
 
     Sums over the rows are sums of numbers whose mean magnitude is at most rms(x_j) rms(p_k - y_k). Intercepts are
@@ -66,9 +66,10 @@ def of_sums(objective, loss, along, of_entropy=None, dtype=None):
     along : array (K, d) or FeatureBlocks, the derivative of the bound in G; not used without l2
     of_entropy : array (K, d) or FeatureBlocks, the derivative of the entropy in G; None for zero
     dtype : of the sums, if it is not that of the objective
+    long : features whose sums are in long double, where that is told apart: in the limit by l1
     """
     sizes = objective.column_sizes().astype(np.float64)
-    of_sum = DEVIATIONS * np.sqrt(objective.design.longest_sum * 2 * min(loss, 1.0))
+    of_sum = _of_sum(objective.design.longest_sum, loss)
 
     def moved(derivative):
         squares = lengths = 0.0
@@ -79,8 +80,21 @@ def of_sums(objective, loss, along, of_entropy=None, dtype=None):
 
     limits = [moved(along)] if objective.l2 else []
     if objective.l1:
-        limits.append(moved(of_entropy) + (of_sum + 4) * np.max(sizes, initial=0.0) * 2 * loss / objective.l1)
+        each = np.full(len(sizes), of_sum)
+        each[list(long)] = _of_sum(objective.n_rows, loss) * _unit(objective, np.longdouble) / _unit(objective, dtype)
+        limits.append(moved(of_entropy) + np.max((each + 4) * sizes, initial=0.0) * 2 * loss / objective.l1)
     return _unit(objective, dtype) * float(min(limits))
+
+
+def long_features(objective, loss, allowed):
+    """Return the features whose sums have to be in long double, (m,), to move a bound with l1 by at most `allowed`."""
+    moved = _unit(objective, np.float64) * _of_sum(objective.design.longest_sum, loss) * 2 * loss / objective.l1
+    return np.flatnonzero(moved * objective.column_sizes() > allowed)
+
+
+def _of_sum(length, loss):
+    """Return the rounding of sums of so many numbers, in units of u and of their root mean square."""
+    return DEVIATIONS * np.sqrt(length * 2 * min(loss, 1.0))
 
 
 def _unit(objective, dtype=None):

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -479,6 +480,60 @@ def test_float32_has_a_proof_as_sharp_as_float64(scale):
     """The dual point is that of coefficients before they are rounded to float32."""
     result = solve(problem(dtype=np.float32, l1=1e-3 * scale, scales=True))
     assert result.stopped_on == "gap"
+
+
+has_long_double = pytest.mark.skipif(
+    np.finfo(np.longdouble).eps == np.finfo(np.float64).eps, reason="long double is no longer than double here"
+)
+
+
+@has_long_double
+@pytest.mark.parametrize("density", [None, 0.3], ids=["dense", "sparse"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_features_of_scales_twelve_orders_apart_have_a_proof(dtype, density):
+    """Sums of the largest feature in float64 leave room for a gap of 3e-4: those of a dual point are in long double."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2000, 20)) if density is None else sparse.random_array((2000, 20), density=density, rng=rng)
+    logits = X @ rng.normal(size=(20, 4))
+    y = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    X = (X if density is None else X.toarray()) * np.logspace(-6, 6, 20)
+    X = X.astype(dtype) if density is None else sparse.csr_array(X.astype(dtype))
+    objective = classification(X, y, 1e-4)
+    result = solve(objective)
+    assert result.stopped_on == "gap"
+    best = solve(float64(objective), tol=0.0, max_iter=30)
+    # F of float32 coefficients is known to its rounding
+    assert loss(objective, result.W) - loss(objective, best.W) <= result.gap * result.null_loss + 1e-6
+
+
+@has_long_double
+@pytest.mark.parametrize("density", [None, 0.3], ids=["dense", "sparse"])
+def test_sums_in_long_double_are_exact_but_for_the_last_bits(density):
+    objective = problem(density=density, scales=True)
+    c = CentredCoordinates(objective)
+    X, residual = objective.design.dense_rows(slice(None)), np.random.default_rng(4).normal(size=(200, 4))
+    sums = c._long_sums(residual, slice(None), [3, 11])
+    for k in range(4):
+        for total, j in zip(sums[k], (3, 11), strict=True):
+            pairs = zip(residual[:, k].tolist(), X[:, j].tolist(), strict=True)
+            products = [Fraction(r) * Fraction(x) for r, x in pairs]
+            size = float(sum(abs(product) for product in products))
+            # 200 roundings of long double, which has 64 bits or more, and one of the comparison in float64
+            assert abs(float(total - np.longdouble(float(sum(products))))) <= (200 * 2.0**-64 + 2.0**-53) * size
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted", "sparse", "binary", "offset"])
+def test_long_sums_change_nothing_but_rounding(kind):
+    objective = problem(**KINDS[kind])
+    c = CentredCoordinates(objective)
+    V, step = (0.1 * np.random.default_rng(i).normal(size=c.curvature.shape) / np.sqrt(c.curvature) for i in (3, 4))
+    at = objective.linearize(c.to_weights(V))
+    long, bound = np.array([2, 5]), 1e-8 if kind == "offset" else 1e-13  # rounding of sums; an offset of 1e6
+    for given in ((V,), (V, step)):
+        for one, other in zip(c.dual_point(*given), c.dual_point(*given, long=long), strict=True):
+            np.testing.assert_allclose(one, other, atol=bound)
+    for one, other in zip(c.dual_point_along(at, step), c.dual_point_along(at, step, long), strict=True):
+        np.testing.assert_allclose(one, other, atol=bound)
 
 
 @pytest.mark.parametrize("l1_ratio", [1.0, 0.5])

@@ -115,17 +115,18 @@ class CentredCoordinates:
             g[:, : self.n_features] -= g[:, self.n_features :] * self.mean
         return g
 
-    def dual_point(self, V, step=None):
+    def dual_point(self, V, step=None, long=()):
         """Return what `_duality.dual_point` does, at the probabilities that V has in float64.
 
         Any distributions make a bound: these are as near to the optimum as V is, whatever W is rounded to. With a step
         (L, p), they are the probabilities of V and their first-order change along it, zero where that is negative. G
         is then the gradient of the quadratic model at V + step. A step that minimises the model meets the optimality
-        conditions there, so the bound is as sharp as the model.
+        conditions there, so the bound is as sharp as the model. Sums of the features `long` are in long double.
         """
         objective, d = self.objective, self.n_features
         design = objective.design
         entropy, G = 0.0, np.zeros(objective.shape, order=design.order)
+        long_sums = np.zeros((self.n_classes, len(long)), np.longdouble)
         full = self._of_classes(V)
         b = full[:, d:].sum(axis=1)
         for block in design.row_blocks(max(64, BLOCK_NUMBERS // d) if design.can_center else 2**16):
@@ -141,13 +142,27 @@ class CentredCoordinates:
             P *= self.shares[block, None]
             G[:, :d] += (X.T @ P).T
             G[:, d:] += P.sum(axis=0)[:, None]
+            long_sums += self._long_sums(P, block, long)
         G[:, :d] += G[:, d:].sum(axis=1, keepdims=True) * self.mean
+        G[:, long] = long_sums
         return entropy, G
 
-    def dual_point_along(self, linearization, step):
+    def _long_sums(self, residual, block, long):
+        """Return sum_i r_i x_i^T of a block of rows for the features `long`, (K, m), in long double."""
+        if not len(long):
+            return 0.0
+        return residual.T.astype(np.longdouble) @ self._columns_of(block, long).astype(np.longdouble)
+
+    def _columns_of(self, block, features):
+        """Return some columns of the rows of a block as an ndarray."""
+        X = self.objective.design.copy_rows(block)[:, features]
+        return X if self.objective.design.can_center else X.toarray()
+
+    def dual_point_along(self, linearization, step, long=()):
         """Return what `dual_point` does, from the probabilities of a linearisation in float64."""
         objective, S = self.objective, self.to_weights(step)
         entropy, G = 0.0, np.zeros(objective.shape, order=objective.design.order)
+        long_sums = np.zeros((self.n_classes, len(long)), np.longdouble)
         for block in objective.blocks(BLOCK_NUMBERS):
             design, P = objective.design.select(block), linearization.probabilities(block).copy()
             _move_along(P, design.logits(S))
@@ -155,6 +170,8 @@ class CentredCoordinates:
             P -= objective.distributions(block)
             P *= self.shares[block, None]
             G += design.accumulate(P)
+            long_sums += self._long_sums(P, block, long)
+        G[:, long] = long_sums
         return entropy, G
 
     # --- rows and columns, for models -----------------------------------------------------------------------------

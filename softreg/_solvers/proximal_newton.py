@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from softreg import _rounding
 from softreg._duality import bound_of_distributions, lower_bound
 from softreg._solvers.centred_coordinates import CentredCoordinates
 from softreg._solvers.quadratic_models import ColumnModel, HessianModel
@@ -213,11 +214,12 @@ class ProximalNewton:
         have, as long as that brings them much nearer.
         """
         at, before = self.at, np.inf
+        long = _rounding.long_features(self.objective, max(at.loss, 1.0), SPARE * self.target)
         for _ in range(REPAIRS):
-            entropy, G = at.dual_along(step)
+            entropy, G = at.dual_along(step, long)
             gap = loss - _scaled(self.objective, entropy, G)
             if gap <= HOPEFUL * self.target:  # for rounding: they may be as far from Y as distributions can be
-                bound = bound_of_distributions(self.objective, entropy, G, max(at.loss, 1.0), np.float64)
+                bound = bound_of_distributions(self.objective, entropy, G, max(at.loss, 1.0), np.float64, long)
                 self.lower_bound = max(self.lower_bound, bound)
             if loss - self.lower_bound <= self.target or gap > NEARER * before:
                 break
@@ -315,13 +317,13 @@ class _Point:
         self.precise = objective.dtype == np.float32 and (precise or objective.design.can_center)
         self.coordinates, self.V, self.W = coordinates, V, coordinates.to_weights(V)
         self.linearization = coordinates.objective.linearize(self.W)
-        self.loss = self.linearization.value + coordinates.objective.penalty_l1(self.W)
+        self.penalty = coordinates.objective.penalty_l1(self.W)
+        self.loss = self.linearization.value + self.penalty
 
     @property
     def value(self):
         """F with the l1 of the models."""
-        objective = self.coordinates.objective
-        return self.loss + (self.coordinates.strength / objective.l1 - 1) * objective.penalty_l1(self.W)
+        return self.loss + (self.coordinates.strength / self.coordinates.objective.l1 - 1) * self.penalty
 
     @cached_property
     def dual(self):
@@ -349,11 +351,14 @@ class _Point:
         off = np.where(self.V == 0, np.maximum(np.abs(g) - c.l1, 0), np.abs(g + np.sign(self.V) * c.l1))
         return off.max() / c.strength
 
-    def dual_along(self, step):
-        """Return what `dual` is, for the first-order change of the probabilities along a step (L, p)."""
+    def dual_along(self, step, long=()):
+        """Return what `dual` is, for the first-order change of the probabilities along a step (L, p).
+
+        Sums of the features `long` are in long double.
+        """
         if self.precise:
-            return self.coordinates.dual_point(self.V, step)
-        return self.coordinates.dual_point_along(self.linearization, step)
+            return self.coordinates.dual_point(self.V, step, long)
+        return self.coordinates.dual_point_along(self.linearization, step, long)
 
     @property
     def gap_estimate(self):
