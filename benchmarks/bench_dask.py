@@ -21,7 +21,7 @@ from sklearn.linear_model import SGDClassifier
 
 import softreg
 from softreg.dask import SoftmaxRegression
-from softreg.dask._passes import KeptPasses
+from softreg.dask._kept_passes import KeptPasses
 from softreg.dask._problem import checked_chunks, distributed_objective
 
 CHUNKS = 8
@@ -110,10 +110,9 @@ def objective(X, y, coef, intercept, alpha):
 
 def overhead(client, chunks):
     """Return the seconds of a pass over chunks that hold next to nothing: the median of 30."""
-    passes = KeptPasses(client)
-    column = passes.each(_tiny, list(range(chunks)))
+    passes = KeptPasses(client, client.map(_tiny, range(chunks), pure=False))
     W = np.zeros((10, 61), np.float32)
-    times = [timed(partial(passes.sum, _tiny_sum, column, W=W))[0] for _ in range(30)]
+    times = [timed(partial(passes.sum, _tiny_sum, passes.data, W=W))[0] for _ in range(31)][1:]
     passes.close()
     return float(np.median(times))
 

@@ -28,15 +28,6 @@ def numeric(function):
     return run
 
 
-def added(*parts):
-    """Return the sums of the parts, each a tuple of numbers and arrays, in float64 and in the order of the parts."""
-    sums = [np.array(first, np.float64, order="K") for first in parts[0]]
-    for part in parts[1:]:
-        for total, number in zip(sums, part, strict=True):
-            total += number
-    return tuple(sums)
-
-
 # --- the objective ------------------------------------------------------------------------------------------------
 
 

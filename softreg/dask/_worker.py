@@ -61,8 +61,9 @@ def memory_limit(dask_worker):
 # --- data ---------------------------------------------------------------------------------------------------------
 
 
-def check_chunk(number, X, y, weight, *, dtype, is_soft, version):
-    """Return the Chunk of checked rows, or raise a ValueError that names the number of the chunk."""
+def check_chunk(block, number, *, dtype, is_soft, version):
+    """Return the Chunk of checked rows from a block (X, y, weight), or raise a ValueError that names its number."""
+    X, y, weight = block
     if softreg.__version__ != version:
         raise RuntimeError(f"a worker has softreg {softreg.__version__}, the client {version}: install one version")
     rows = X.shape[0]
