@@ -28,7 +28,7 @@ class KeptPasses(Passes):
         self._of_dask.update(blocks)
         self.keeps_probabilities, self._is_balanced = True, False
         self._stations, self._places = {}, {}  # by address; address by key
-        self._unused = []  # log of what came out of use: the number of the recipe, and whether it is its step or results
+        self._unused = []  # log of what came out of use: number of the recipe, True for its step and False for results
 
     def close(self):
         for station in self._stations.values():
@@ -155,7 +155,7 @@ class StationHandle:
         self.known, self.n_read = set(), 0  # numbers of the recipes that it has; how much of the log it has read
 
     def news(self, steps, unused):
-        """Return the arguments of an Order that say what the Station does not know yet, from the log of what is unused."""
+        """Return the arguments of an Order that bring the Station up to date; `unused` is the log."""
         log, self.n_read = unused[self.n_read :], len(unused)
         gone = {number for number, is_step in log if is_step} & self.known
         new = {number: (recipe.step, recipe.stays) for number, recipe in steps.items() if number not in self.known}

@@ -14,8 +14,8 @@ import softreg
 from softreg._coefficients import penalties
 from softreg.dask import _worker
 from softreg.dask._input import are_soft, float_dtype, is_frame, known_bytes, row_chunks
-from softreg.dask._objective import DistributedObjective, Rows, seeds
 from softreg.dask._kept_passes import KeptPasses
+from softreg.dask._objective import DistributedObjective, Rows, seeds
 from softreg.dask._passes import RereadPasses
 
 ROOM = 0.5  # share of the workers' memory that rows may take: Dask spills to disk from 0.6 on
