@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 import softreg
+from softreg._objective import Linearization
 
 dask = pytest.importorskip("dask", reason="softreg.dask needs dask")
 distributed = pytest.importorskip("distributed", reason="softreg.dask needs distributed")
@@ -24,6 +26,7 @@ from softreg.dask import _client as client_module  # noqa: E402
 from softreg.dask import _newton as newton_module  # noqa: E402
 from softreg.dask import _proximal_newton as proximal_module  # noqa: E402
 from softreg.dask import _worker as worker_module  # noqa: E402
+from softreg.dask._station import Station  # noqa: E402
 
 N, D, K, ROWS = 2000, 6, 3, 700  # chunks of 700 rows: the last one is shorter
 # Dask and its dependencies warn of their own affairs.
@@ -288,6 +291,38 @@ def test_rows_that_do_not_fit_are_read_again_with_a_warning(client, data, monkey
     with pytest.warns(UserWarning, match=r"X takes 93.75 kiB.* computed again in every pass"):
         model = SoftmaxRegression(random_state=0).fit(X, y)
     assert_array_equal(model.coef_, reference.coef_)
+
+
+def test_probabilities_that_do_not_fit_are_computed_again_with_a_warning(client, data, monkeypatch):
+    X, y = chunked(*data)
+    reference = SoftmaxRegression(random_state=0).fit(X, y)
+    # each of two; X and y take 112,000 bytes, and the probabilities of three linearisations 144,000
+    monkeypatch.setattr(worker_module, "memory_limit", lambda dask_worker: 200_000)
+    with pytest.warns(UserWarning, match=r"probabilities of 2,000 rows and 3 classes take 140.62 kiB beside") as caught:
+        model = SoftmaxRegression(random_state=0).fit(X, y)
+    assert caught[0].filename == __file__
+    assert_array_equal(model.coef_, reference.coef_)
+    monkeypatch.setattr(worker_module, "memory_limit", lambda dask_worker: 300_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        SoftmaxRegression(random_state=0).fit(X, y)
+
+
+def test_a_worker_keeps_no_probabilities_that_do_not_fit(client, data, monkeypatch):
+    monkeypatch.setattr(worker_module, "memory_limit", lambda dask_worker: 200_000)
+    held = set()
+    run_chunk = Station._run_chunk
+
+    def watched(self, *args):
+        run_chunk(self, *args)
+        held.update(type(result) for results in self.results.values() for result in results.values())
+
+    monkeypatch.setattr(Station, "_run_chunk", watched)
+    X, y = chunked(*data)
+    SoftmaxRegression(random_state=0).fit(X, y)
+    assert Linearization not in held
+    SoftmaxRegression(random_state=0, persist=True).fit(X, y)
+    assert Linearization in held
 
 
 # --- prediction ---------------------------------------------------------------------------------------------------

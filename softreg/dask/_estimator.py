@@ -68,8 +68,9 @@ class SoftmaxRegression(softreg.SoftmaxRegression):
     persist : bool or "auto", default="auto"
         True keeps the rows, and their probabilities, in the memory of the workers during the fit. False computes both
         again in every pass, from the files or from what else X is made of: the workers need memory for a few chunks.
-        "auto" is True if X takes at most half of the memory of the workers, or was persisted before; else False, with
-        a warning.
+        "auto" keeps the rows if they take at most half of the memory of the workers, or were persisted before, and
+        the probabilities if there is room for them, too: 3 n K numbers. What it does not keep is computed again in
+        every pass, with a warning. The coefficients are the same to the last bit.
 
     Attributes
     ----------

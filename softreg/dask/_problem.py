@@ -12,13 +12,15 @@ from sklearn.utils.validation import _check_feature_names
 
 import softreg
 from softreg._coefficients import penalties
+from softreg._objective import STORED_BYTES
 from softreg.dask import _worker
 from softreg.dask._input import are_soft, float_dtype, is_frame, known_bytes, row_chunks
 from softreg.dask._kept_passes import KeptPasses
 from softreg.dask._objective import DistributedObjective, Rows, seeds
 from softreg.dask._passes import RereadPasses
 
-ROOM = 0.5  # share of the workers' memory that rows may take: Dask spills to disk from 0.6 on
+ROOM = 0.5  # share of the workers' memory that a fit may take: Dask spills to disk from 0.6 on
+LINEARIZATIONS = 3  # whose probabilities are kept: at the current W, at a trial, and damped
 
 
 def distributed_objective(estimator, passes, chunks, like):
@@ -50,6 +52,8 @@ def distributed_objective(estimator, passes, chunks, like):
             f"all rows with weight are of one class: {classes.tolist()[np.argmax(weighted)]!r}; "
             "SoftmaxRegression needs at least 2 classes"
         )
+    if estimator.persist == "auto" and isinstance(passes, KeptPasses):
+        passes.keeps_probabilities = _has_room_for_probabilities(passes, found, len(classes), like.dtype)
     settings = {"label_smoothing": estimator.label_smoothing, "fit_intercept": estimator.fit_intercept}
     total = float(weighted.sum())
     parts = passes.each(
@@ -84,7 +88,7 @@ def checked_chunks(estimator, client, X, y, sample_weight, persist):
 
 def _has_room(client, X, chunks):
     """Return whether the workers have memory for the rows; warn if not."""
-    memory = sum(client.run(_worker.memory_limit).values())
+    memory = _memory(client)
     needed = known_bytes(X)
     if needed is None and np.isfinite(memory):  # as many bytes in each chunk as in the first
         needed = len(chunks) * client.gather(client.compute(delayed(_worker.describe)(chunks[0]))).n_bytes
@@ -97,6 +101,29 @@ def _has_room(client, X, chunks):
         stacklevel=7,
     )
     return False
+
+
+def _has_room_for_probabilities(passes, found, n_classes, dtype):
+    """Return whether the workers have memory for the probabilities beside the rows; warn if not."""
+    memory, n_rows = _memory(passes.client), sum(facts.n_rows for facts in found)
+    rows = sum(facts.n_bytes for facts in found)
+    of_chunks = [facts.n_rows * n_classes * dtype.itemsize for facts in found]
+    probabilities = LINEARIZATIONS * sum(size for size in of_chunks if size <= STORED_BYTES)
+    if rows + probabilities <= ROOM * memory:
+        return True
+    warnings.warn(
+        f"the probabilities of {n_rows:,} rows and {n_classes:,} classes take {format_bytes(probabilities)} beside "
+        f"{format_bytes(rows)} of rows, and the workers may use {format_bytes(int(memory))} of memory: they are "
+        "computed again from the rows in every pass, which then takes two times as long or more. Give the workers more "
+        "memory. persist=True keeps the probabilities in any case: a worker that runs out of memory is killed",
+        stacklevel=7,
+    )
+    return False
+
+
+def _memory(client):
+    """Return the bytes that the workers may use, or infinity."""
+    return sum(client.run(_worker.memory_limit).values())
 
 
 def _classes(found):
