@@ -310,19 +310,18 @@ def test_probabilities_that_do_not_fit_are_computed_again_with_a_warning(client,
 
 def test_a_worker_keeps_no_probabilities_that_do_not_fit(client, data, monkeypatch):
     monkeypatch.setattr(worker_module, "memory_limit", lambda dask_worker: 200_000)
-    held = set()
-    run_chunk = Station._run_chunk
+    run_chunk, kept = Station._run_chunk, set()
 
     def watched(self, *args):
         run_chunk(self, *args)
-        held.update(type(result) for results in self.results.values() for result in results.values())
+        kept.update(type(result) for results in self.results.values() for result in results.values())
 
     monkeypatch.setattr(Station, "_run_chunk", watched)
-    X, y = chunked(*data)
-    SoftmaxRegression(random_state=0).fit(X, y)
-    assert Linearization not in held
-    SoftmaxRegression(random_state=0, persist=True).fit(X, y)
-    assert Linearization in held
+    with pytest.warns(UserWarning, match="probabilities"):
+        SoftmaxRegression(random_state=0).fit(*chunked(*data))
+    assert Linearization not in kept
+    SoftmaxRegression(random_state=0, persist=True).fit(*chunked(*data))
+    assert Linearization in kept
 
 
 # --- prediction ---------------------------------------------------------------------------------------------------
@@ -378,6 +377,51 @@ def test_stream_errors_name_the_chunk_and_leave_the_model(client, data):
     assert not hasattr(model, "classes_")
 
 
+class Recorder:
+    """A callback that scores the model at the end of each task within the fit, and stops at the `last` one."""
+
+    def __init__(self, X, y, last):
+        self.X, self.y, self.last, self.scores, self.hooks = X, y, last, [], []
+
+    def setup(self, estimator, context):
+        self.hooks.append("setup")
+
+    def teardown(self, estimator, context):
+        self.hooks.append("teardown")
+
+    def on_fit_task_begin(self, estimator, context):
+        self.hooks.append(f"begin {context.task_name}")
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        self.hooks.append(f"end {context.task_name}")
+        if context.parent is not None:
+            self.scores.append(float(fitted_estimator.score(self.X, self.y)))
+        return len(self.scores) == self.last
+
+
+@pytest.mark.parametrize("make", [softreg.SoftmaxRegression, SoftmaxRegression])
+def test_callbacks_see_and_end_a_stream(client, data, make):
+    X, y = data
+    recorder = Recorder(X, y, last=2)
+    model = make(random_state=0).set_callbacks(recorder)
+    stream(model, *chunked(X, y))
+    by_hand, scores = softreg.SoftmaxRegression(random_state=0), []
+    for start in (0, ROWS):  # and not the last chunk
+        by_hand.partial_fit(X[start : start + ROWS], y[start : start + ROWS], classes=range(K))
+        scores.append(by_hand.score(X, y))
+    assert recorder.scores == scores
+    assert recorder.hooks == ["setup", "begin fit", *["begin chunk", "end chunk"] * 2, "end fit", "teardown"]
+    assert_array_equal(model.coef_, by_hand.coef_)
+    assert model.n_iter_ == 2
+    recorder.hooks.clear()
+    broken = X.copy()
+    broken[-1] = np.nan
+    with pytest.raises(ValueError, match="chunk 2"):
+        stream(model, *chunked(broken, y))
+    assert recorder.hooks[0] == "setup" and recorder.hooks[-1] == "teardown"
+    assert_array_equal(model.coef_, by_hand.coef_)
+
+
 def test_arrays_that_are_large_go_out_in_each_pass(client):
     """W takes more than 100 kB: from there on `Client.map` gives an argument a task with the argument's name as key."""
     rng = np.random.default_rng(0)
@@ -397,27 +441,11 @@ def test_arrays_that_are_large_go_out_in_each_pass(client):
 
 def test_verbose_and_callbacks(client, data, capsys):
     X, y = chunked(*data)
-    seen = []
-
-    class Recorder:
-        def setup(self, estimator, context):
-            pass
-
-        def teardown(self, estimator, context):
-            pass
-
-        def on_fit_task_begin(self, estimator, context):
-            pass
-
-        def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
-            if context.parent is not None:
-                seen.append(float(fitted_estimator.score(X, y)))
-            return len(seen) == 2
-
-    model = SoftmaxRegression(verbose=1, tol=0.0).set_callbacks(Recorder()).fit(X, y)
-    assert model.stopped_on_ == "callback" and model.n_iter_ == len(seen) == 2
+    recorder = Recorder(X, y, last=2)
+    model = SoftmaxRegression(verbose=1, tol=0.0).set_callbacks(recorder).fit(X, y)
+    assert model.stopped_on_ == "callback" and model.n_iter_ == len(recorder.scores) == 2
     assert capsys.readouterr().out.count("  loss ") == 2  # a line an iteration
-    assert seen[-1] == float(model.score(X, y))
+    assert recorder.scores[-1] == float(model.score(X, y))
 
 
 # --- clients and faults -------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ class SoftmaxRegression(softreg.SoftmaxRegression):
                 yield problem
             return
         check_distributed(self)
-        with fit_client(stacklevel=7) as client:
+        with fit_client() as client:
             passes, chunks = checked_chunks(self, client, X, y, sample_weight, self.persist)
             try:
                 like = np.empty((0, self.n_features_in_), float_dtype(X))

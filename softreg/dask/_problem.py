@@ -1,7 +1,5 @@
 """From dask collections to a `DistributedObjective`: checks on the workers, classes, weights and held-out rows."""
 
-import warnings
-
 import numpy as np
 from dask import delayed
 from dask.utils import format_bytes
@@ -14,6 +12,7 @@ import softreg
 from softreg._coefficients import penalties
 from softreg._objective import STORED_BYTES
 from softreg.dask import _worker
+from softreg.dask._client import warn
 from softreg.dask._input import are_soft, float_dtype, is_frame, known_bytes, row_chunks
 from softreg.dask._kept_passes import KeptPasses
 from softreg.dask._objective import DistributedObjective, Rows, seeds
@@ -94,11 +93,10 @@ def _has_room(client, X, chunks):
         needed = len(chunks) * client.gather(client.compute(delayed(_worker.describe)(chunks[0]))).n_bytes
     if not memory or not needed or needed <= ROOM * memory:
         return True
-    warnings.warn(
+    warn(
         f"X takes {format_bytes(int(needed))}, and the workers may use {format_bytes(int(memory))} of memory: its "
         "chunks are computed again in every pass, some 20 to 100 times. Give the workers more memory, or learn the "
-        "rows in one pass by softreg.dask.stream. persist=True keeps the rows in any case: Dask spills them to disk",
-        stacklevel=7,
+        "rows in one pass by softreg.dask.stream. persist=True keeps the rows in any case: Dask spills them to disk"
     )
     return False
 
@@ -111,12 +109,11 @@ def _has_room_for_probabilities(passes, found, n_classes, dtype):
     probabilities = LINEARIZATIONS * sum(size for size in of_chunks if size <= STORED_BYTES)
     if rows + probabilities <= ROOM * memory:
         return True
-    warnings.warn(
+    warn(
         f"the probabilities of {n_rows:,} rows and {n_classes:,} classes take {format_bytes(probabilities)} beside "
         f"{format_bytes(rows)} of rows, and the workers may use {format_bytes(int(memory))} of memory: they are "
         "computed again from the rows in every pass, which then takes two times as long or more. Give the workers more "
-        "memory. persist=True keeps the probabilities in any case: a worker that runs out of memory is killed",
-        stacklevel=7,
+        "memory. persist=True keeps the probabilities in any case: a worker that runs out of memory is killed"
     )
     return False
 
