@@ -62,6 +62,7 @@ class ExactSum:
         return total.reshape(self.shape, order=self.order)
 
 
+@np.errstate(all="ignore")  # where a sum is not finite
 def _add_block(component, numbers):
     """Add numbers to a component in place; return the rounding errors, or None if there are none."""
     total = component + numbers
