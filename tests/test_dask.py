@@ -436,6 +436,7 @@ class Recorder:
 
 @pytest.mark.parametrize("make", [softreg.SoftmaxRegression, SoftmaxRegression])
 def test_callbacks_see_and_end_a_stream(client, data, make):
+    pytest.importorskip("sklearn.callback", reason="callbacks need scikit-learn 1.9")
     X, y = data
     recorder = Recorder(X, y, last=2)
     model = make(random_state=0).set_callbacks(recorder)
@@ -475,6 +476,7 @@ def test_arrays_that_are_large_go_out_in_each_pass(client):
 
 
 def test_verbose_and_callbacks(client, data, capsys):
+    pytest.importorskip("sklearn.callback", reason="callbacks need scikit-learn 1.9")
     X, y = chunked(*data)
     recorder = Recorder(X, y, last=2)
     model = SoftmaxRegression(verbose=1, tol=0.0).set_callbacks(recorder).fit(X, y)

@@ -15,6 +15,9 @@ from softreg.dask._passes import DIED, Column, Passes, _itself, array_bytes, cle
 from softreg.dask._station import ChunkIsElsewhereError, Order, Station
 
 
+PATIENCE = 1.0  # seconds after which to look whether a Station that has not answered is there
+
+
 class KeptPasses(Passes):
     """Dask keeps the rows, and a Station on each worker keeps what follows from them.
 
@@ -166,26 +169,27 @@ class StationHandle:
     def start(self, order):
         """Start to carry out an order."""
         try:
-            self.actor = self.actor or self.future.result()
+            with clear_errors():
+                self.actor = self.actor or self.future.result()
             self.running = self.actor.run(order)
         except (OSError, RuntimeError):
             self.running = None
 
     def result(self):
         """Return what the order gave, or raise the error of a chunk."""
-        if self.running is None:
-            raise LostStationError
-        try:
-            return self.running.result()
-        except OSError as error:
-            raise LostStationError from error
+        while self.running is not None and self.future.status == "finished":
+            try:
+                return self.running.result(timeout=PATIENCE)
+            except TimeoutError:  # a call to a worker that was started anew may never be answered
+                continue
+            except OSError as error:
+                raise LostStationError from error
+        raise LostStationError
 
     def close(self):
         """Free what the Station keeps."""
-        if self.actor is not None and self.future.status == "finished":
-            self.actor.clear()
-        self.future.cancel()
         self.actor = self.running = None
+        self.future.cancel()
 
 
 def _end_use(recipe, unused):

@@ -60,11 +60,6 @@ class Station:
             await asyncio.gather(*running, return_exceptions=True)
         return collected.sums if order.adds else collected
 
-    async def clear(self):
-        """Forget everything: the fit has ended."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
-        self.steps, self.kept, self.results = {}, set(), {}
-
     def _update(self, order):
         """Take the new steps of an order, and forget what is not used any more."""
         self.kept.difference_update(order.unused_results)
