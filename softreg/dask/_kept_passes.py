@@ -14,7 +14,6 @@ from distributed import wait
 from softreg.dask._passes import DIED, Column, Passes, _itself, array_bytes, clear_errors
 from softreg.dask._station import ChunkIsElsewhereError, Order, Station
 
-
 PATIENCE = 1.0  # seconds after which to look whether a Station that has not answered is there
 
 
