@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-BLOCK = 2**14  # numbers that are added at a time: temporary arrays stay in the cache
+BLOCK = 2**13  # numbers that are added at a time: all arrays stay in the cache
 
 
 class ExactSum:
@@ -41,16 +41,15 @@ class ExactSum:
             self._add(np.asarray(numbers).reshape(-1, order=self.order))
 
     def _add(self, numbers):
-        for start in range(0, len(numbers), BLOCK):
-            block = slice(start, start + BLOCK)
-            rest = numbers[block].astype(np.float64)
-            for component in self.components:
-                rest = _add_block(component[block], rest)
-                if rest is None:
-                    break
-            else:
-                self.components.append(np.zeros_like(self.components[0]))
-                self.components[-1][block] = rest
+        scratch = np.empty((3, min(BLOCK, len(numbers))))
+        with np.errstate(all="ignore"):  # where a sum is not finite
+            for start in range(0, len(numbers), BLOCK):
+                block = slice(start, start + BLOCK)
+                rest, *free = scratch[:, : len(numbers[block])]
+                rest[...] = numbers[block]
+                if not any(_add_block(component[block], rest, *free) for component in self.components):
+                    self.components.append(np.zeros_like(self.components[0]))
+                    self.components[-1][block] = rest
 
     def rounded(self):
         """Return the sum, rounded to float64."""
@@ -62,17 +61,22 @@ class ExactSum:
         return total.reshape(self.shape, order=self.order)
 
 
-@np.errstate(all="ignore")  # where a sum is not finite
-def _add_block(component, numbers):
-    """Add numbers to a component in place; return the rounding errors, or None if there are none."""
-    total = component + numbers
-    added = total - component
-    error = (component - (total - added)) + (numbers - added)
+def _add_block(component, rest, total, added):
+    """Add `rest` to a component and put the rounding errors there, both in place; return True if there are none.
+
+    The errors are (component - (total - added)) + (rest - added); `total` and `added` are free to be used.
+    """
+    np.add(component, rest, out=total)
+    np.subtract(total, component, out=added)
+    rest -= added
+    np.subtract(total, added, out=added)
+    np.subtract(component, added, out=added)
+    rest += added
     component[...] = total
-    if not error.any():
-        return None
-    error[~np.isfinite(error)] = 0.0
-    return error if error.any() else None
+    if not rest.any():
+        return True
+    rest[~np.isfinite(rest)] = 0.0
+    return not rest.any()
 
 
 def exact_sums(parts):
