@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ from softreg.dask import _newton as newton_module  # noqa: E402
 from softreg.dask import _proximal_newton as proximal_module  # noqa: E402
 from softreg.dask import _worker as worker_module  # noqa: E402
 from softreg.dask._exact_sum import ExactSum, exact_sums  # noqa: E402
+from softreg.dask._input import BlockGraph, joined_blocks, row_chunks  # noqa: E402
 from softreg.dask._kept_passes import KeptPasses, StationHandle  # noqa: E402
+from softreg.dask._recipes import Recipe, result_for  # noqa: E402
 from softreg.dask._station import Station  # noqa: E402
 
 N, D, K, ROWS = 2000, 6, 3, 700  # chunks of 700 rows: the last one is shorter
@@ -357,6 +360,35 @@ def test_a_worker_keeps_no_probabilities_that_do_not_fit(client, data, monkeypat
     assert Linearization not in kept
     SoftmaxRegression(random_state=0, persist=True).fit(*chunked(*data))
     assert Linearization in kept
+
+
+def test_rows_are_in_memory_no_longer_than_their_task():
+    """Else rows that are read anew in each pass pile up until Python looks for cycles."""
+    gc.disable()
+    try:
+        block = np.ones(10)
+        alive, data = weakref.ref(block), Recipe(None, [], {}, {0: None})
+        rows = Recipe(np.asarray, [data], {})
+        assert result_for(0, Recipe(len, [rows], {}).step, {rows.number: rows.step}, {data.number: block}) == 10
+        del block
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_a_task_makes_the_data_of_a_chunk_where_no_task_is_shared(client, data):
+    X, y = chunked(*data)
+    graphs = joined_blocks(row_chunks(X, y), are_computed=False)
+    assert all(isinstance(graph, BlockGraph) for graph in graphs)
+    found = graphs[1].compute()
+    assert_array_equal(found[0], data[0][ROWS : 2 * ROWS])
+    assert_array_equal(found[1], data[1][ROWS : 2 * ROWS])
+    assert found[2] is None
+    shared = da.concatenate([X, X]).rechunk({0: 900})  # a chunk of X is needed by several
+    assert not any(isinstance(b, BlockGraph) for b in joined_blocks(row_chunks(shared), are_computed=False))
+    model = SoftmaxRegression(random_state=0, persist=False).fit(shared, da.concatenate([y, y]))
+    reference = SoftmaxRegression(random_state=0).fit(shared, da.concatenate([y, y]))
+    assert_array_equal(model.coef_, reference.coef_)
 
 
 # --- prediction ---------------------------------------------------------------------------------------------------

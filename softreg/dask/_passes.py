@@ -60,7 +60,7 @@ class Passes:
     Parameters
     ----------
     client : Client
-    blocks : list of Future or Delayed, the data of each chunk
+    blocks : list of Future, Delayed or BlockGraph, the data of each chunk
 
     Attributes
     ----------

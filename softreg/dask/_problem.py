@@ -13,7 +13,7 @@ from softreg._coefficients import penalties
 from softreg._objective import STORED_BYTES
 from softreg.dask import _worker
 from softreg.dask._client import warn
-from softreg.dask._input import are_soft, float_dtype, is_frame, known_bytes, row_chunks
+from softreg.dask._input import are_soft, float_dtype, is_frame, joined_blocks, known_bytes, row_chunks
 from softreg.dask._kept_passes import KeptPasses
 from softreg.dask._objective import DistributedObjective, Rows, seeds
 from softreg.dask._passes import RereadPasses
@@ -74,7 +74,8 @@ def checked_chunks(estimator, client, X, y, sample_weight, persist):
     estimator.n_features_in_ = len(X.columns) if is_frame(X) else X.shape[1]
     _check_feature_names(estimator, X._meta, reset=True)
     settings = {"dtype": float_dtype(X), "is_soft": are_soft(y), "version": softreg.__version__}
-    check, blocks = delayed(_worker.check_chunk, pure=False), [delayed(tuple)(b) for b in zip(*columns, strict=True)]
+    blocks = joined_blocks(columns, are_computed=bool(futures_of([X, y, sample_weight])))
+    check = delayed(_worker.check_chunk, pure=False)
     chunks = [check(block, number, **settings) for number, block in enumerate(blocks)]
     if persist == "auto":
         persist = bool(futures_of(X)) or _has_room(client, X, chunks)

@@ -14,9 +14,9 @@ class Step(NamedTuple):
     arguments: list
     shared: dict  # keyword arguments that are the same for all chunks
 
-    def __call__(self, chunk, result_of):
-        """Return the result for a chunk; `result_of` returns that of another recipe by its number."""
-        given = [result_of(a) if isinstance(a, int) else a[chunk] for a in self.arguments]
+    def __call__(self, chunk, known):
+        """Return the result for a chunk; `known` has the results of the arguments by number of recipe."""
+        given = [known[a] if isinstance(a, int) else a[chunk] for a in self.arguments]
         return self.function(*given, **self.shared)
 
 
@@ -28,7 +28,7 @@ class Recipe:
     number : int, its name on the workers
     step : Step
     needs : list of Recipe, those of the arguments
-    futures : dict of Future or Delayed by chunk, where the results are Dask's; else None
+    futures : dict of Future by chunk, where Dask keeps the results, or of what makes the data; else None
     stays : bool, True if a Station keeps the results
     """
 
@@ -66,10 +66,7 @@ class Request:
 
 def result_for(chunk, step, steps, known):
     """Return the result of a step for a chunk, and add to `known` those of the steps that it needs, by number."""
-
-    def result_of(number):
-        if number not in known:
-            known[number] = steps[number](chunk, result_of)
-        return known[number]
-
-    return step(chunk, result_of)
+    for number in step.arguments:
+        if isinstance(number, int) and number not in known:
+            known[number] = result_for(chunk, steps[number], steps, known)
+    return step(chunk, known)
