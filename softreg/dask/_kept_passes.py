@@ -105,8 +105,9 @@ class KeptPasses(Passes):
 
     def _balance(self):
         """Move chunks away from workers that have more of them for each thread than is needed anywhere."""
-        futures, threads = self.data.recipe.futures, self.client.nthreads()
-        self._locate(futures.values())
+        futures = self.data.recipe.futures
+        self._locate(futures.values())  # before, there may be no worker
+        threads = self.client.nthreads()
         rounds = -(-len(futures) // sum(threads.values()))
         free, surplus = {address: n * rounds for address, n in threads.items()}, []
         for chunk, future in futures.items():
