@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import dask
@@ -21,7 +22,7 @@ from sklearn.linear_model import SGDClassifier
 
 import softreg
 from softreg.dask import SoftmaxRegression
-from softreg.dask._passes import KeptPasses
+from softreg.dask._kept_passes import KeptPasses
 from softreg.dask._problem import checked_chunks, distributed_objective
 
 CHUNKS = 8
@@ -32,19 +33,6 @@ def flights(_):
     """flights_carrier, four times over."""
     problem = problems.load("flights_carrier")
     return np.tile(problem.X(np.float32), (4, 1)), np.tile(problem.y_train, 4)
-
-
-def synthetic(rows, d=60, K=10):
-    """Rows from a softmax model: d features, correlated and in units of their own, K classes."""
-    rng = np.random.default_rng(0)
-    mix, W = rng.normal(size=(d, d)), rng.normal(size=(d, K)) / np.sqrt(d)
-    X, y = np.empty((rows, d), np.float32), np.empty(rows, np.intp)
-    scale = 10.0 ** rng.integers(-2, 3, size=d)
-    for start in range(0, rows, 100_000):
-        part = rng.normal(size=(min(100_000, rows - start), d)) @ mix / np.sqrt(d)
-        y[start : start + 100_000] = (part @ W * 3 + rng.gumbel(size=(len(part), K))).argmax(axis=1)
-        X[start : start + 100_000] = part * scale
-    return X, y
 
 
 def text(rows):
@@ -60,31 +48,52 @@ def text(rows):
     return X, y
 
 
-DATA = {"flights_carrier": flights, "synthetic": synthetic, "wide": partial(synthetic, d=256, K=50), "text": text}
+def synthetic(number, rows, d, K):
+    """Return X and y of a chunk from a softmax model: d features, correlated and in units of their own, K classes."""
+    rng = np.random.default_rng(0)
+    mix, W = rng.normal(size=(d, d)).astype(np.float32) / np.sqrt(d), rng.normal(size=(d, K)).astype(np.float32)
+    scale = (10.0 ** rng.integers(-2, 3, size=d)).astype(np.float32)
+    rng = np.random.default_rng([1, number])
+    X = rng.standard_normal(size=(rows, d), dtype=np.float32) @ mix
+    y = (X @ W * (3 / np.sqrt(d)) + rng.gumbel(size=(rows, K))).argmax(axis=1)
+    X *= scale
+    return X, y
 
 
-def load_rows(file, start, stop):
-    """Return rows of a file, on a worker."""
-    if file.endswith(".npy"):
-        return np.array(np.load(file, mmap_mode="r")[start:stop])
-    return sparse.csr_array(sparse.load_npz(file)[start:stop])
+def load(files, start, stop):
+    """Return rows of files, on a worker."""
+    if files[0].endswith(".npy"):
+        X = np.array(np.load(files[0], mmap_mode="r")[start:stop])
+    else:
+        X = sparse.csr_array(sparse.load_npz(files[0])[start:stop])
+    return X, np.load(files[1])[start:stop]
 
 
-def lazy(folder, X, y):
-    """Return X and y as dask arrays of CHUNKS chunks that workers read from files."""
-    files = str(folder / ("X.npz" if sparse.issparse(X) else "X.npy")), str(folder / "y.npy")
-    sparse.save_npz(files[0], X, compressed=False) if sparse.issparse(X) else np.save(files[0], X)
-    np.save(files[1], y)
-    edges = np.linspace(0, len(y), CHUNKS + 1).astype(int)
-    meta = sparse.csr_array((0, X.shape[1]), dtype=X.dtype) if sparse.issparse(X) else None
-    load = dask.delayed(load_rows)
-    pairs = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+FILES = {"flights_carrier": flights, "text": text}
+MADE = {"synthetic": {"d": 60, "K": 10}, "wide": {"d": 256, "K": 50}}
+
+
+def lazy(spec, rows, folder):
+    """Return X and y as dask arrays of CHUNKS chunks, which workers make, or read from files in a folder."""
+    if spec in MADE:
+        d, lengths = MADE[spec]["d"], [rows // CHUNKS] * CHUNKS
+        make, dtypes, meta = dask.delayed(synthetic, nout=2), (np.float32, np.intp), None
+        chunks = [make(number, lengths[0], **MADE[spec]) for number in range(CHUNKS)]
+    else:
+        X, y = FILES[spec](rows)
+        d, dtypes = X.shape[1], (X.dtype, y.dtype)
+        files = str(folder / ("X.npz" if sparse.issparse(X) else "X.npy")), str(folder / "y.npy")
+        sparse.save_npz(files[0], X, compressed=False) if sparse.issparse(X) else np.save(files[0], X)
+        np.save(files[1], y)
+        meta = sparse.csr_array((0, d), dtype=X.dtype) if sparse.issparse(X) else None
+        edges = np.linspace(0, len(y), CHUNKS + 1).astype(int).tolist()
+        lengths, read = np.diff(edges).tolist(), dask.delayed(load, nout=2)
+        chunks = [read(files, start, stop) for start, stop in pairwise(edges)]
+    pairs = list(zip(chunks, lengths, strict=True))
     return (
-        da.concatenate([
-            da.from_delayed(load(files[0], a, b), (b - a, X.shape[1]), X.dtype, meta=meta) for a, b in pairs
-        ]),
-        da.concatenate([da.from_delayed(load(files[1], a, b), (b - a,), y.dtype) for a, b in pairs]),
-    )  # fmt: skip
+        da.concatenate([da.from_delayed(X, (n, d), dtypes[0], meta=meta) for (X, _), n in pairs]),
+        da.concatenate([da.from_delayed(y, (n,), dtypes[1]) for (_, y), n in pairs]),
+    )
 
 
 def timed(function):
@@ -95,25 +104,38 @@ def timed(function):
         return time.perf_counter() - start, result
 
 
-def objective(X, y, coef, intercept, alpha):
-    """Return F by NumPy and SciPy in float64, block by block."""
-    total = 0.0
-    if len(coef) == 1:
-        coef, intercept = np.vstack([0 * coef, coef]), np.append(0.0, intercept)
-    for start in range(0, len(y), 100_000):
-        Z = X[start : start + 100_000] @ coef.T.astype(np.float64) + intercept
+def loss_and_hits(X, y, coef, intercept):
+    """Return the sum of the losses over some rows by NumPy in float64, and how many are predicted right."""
+    total = hits = 0
+    for start in range(0, len(y), 50_000):
+        Z = X[start : start + 50_000] @ coef.T.astype(np.float64) + intercept
+        Z = np.column_stack([0 * Z, Z]) if Z.shape[1] == 1 else Z
         Z -= Z.max(axis=1, keepdims=True)
-        labels = y[start : start + 100_000]
-        total += np.sum(np.log(np.exp(Z).sum(axis=1)) - Z[np.arange(len(labels)), labels])
-    return total / len(y) + alpha / 2 * np.sum(coef.astype(np.float64) ** 2)
+        labels = y[start : start + 50_000]
+        of_label = Z[np.arange(len(labels)), labels]
+        total += np.sum(np.log(np.exp(Z).sum(axis=1)) - of_label)
+        hits += np.count_nonzero(of_label == 0)
+    return np.array([total, hits])
+
+
+def scores(X, y, model, alpha):
+    """Return F and the accuracy of a model over dask arrays, or others."""
+    given = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
+    if isinstance(X, da.Array):
+        run = dask.delayed(loss_and_hits)
+        blocks = zip(X.to_delayed().ravel(), y.to_delayed().ravel(), strict=True)
+        sums = sum(dask.compute(*[run(*block, *given) for block in blocks]))
+    else:
+        sums = loss_and_hits(X, y, *given)
+    loss, accuracy = sums / X.shape[0]
+    return loss + alpha / 2 * np.sum(given[0].astype(np.float64) ** 2), accuracy
 
 
 def overhead(client, chunks):
     """Return the seconds of a pass over chunks that hold next to nothing: the median of 30."""
-    passes = KeptPasses(client)
-    column = passes.each(_tiny, list(range(chunks)))
+    passes = KeptPasses(client, client.map(_tiny, range(chunks), pure=False))
     W = np.zeros((10, 61), np.float32)
-    times = [timed(partial(passes.sum, _tiny_sum, column, W=W))[0] for _ in range(30)]
+    times = [timed(partial(passes.sum, _tiny_sum, passes.data, W=W))[0] for _ in range(31)][1:]
     passes.close()
     return float(np.median(times))
 
@@ -126,7 +148,7 @@ def _tiny_sum(number, *, W):
     return (W,)
 
 
-def pass_seconds(client, X, y, K):
+def pass_seconds(client, X, y):
     """Return the seconds of a Hessian product over the chunks, as a fit makes it: the median of 10."""
     model = SoftmaxRegression()
     passes, chunks = checked_chunks(model, client, X, y, None, True)
@@ -136,79 +158,97 @@ def pass_seconds(client, X, y, K):
     V[...] = 1e-3
     times = [timed(partial(at.hessian_product, V))[0] for _ in range(11)][1:]
     passes.close()
-    assert K == F.n_classes
     return float(np.median(times))
 
 
+def cpu_seconds(client):
+    """Return the seconds of a processor that the workers have taken, and those of this process with the scheduler."""
+    return np.array([sum(client.run(time.process_time).values()), time.process_time()])
+
+
 def race(spec, rows, alpha, repeats, peers):
-    X, y = DATA[spec](rows)
-    K = int(y.max()) + 1
-    print(f"\n### {spec}: {X.shape[0]:,} x {X.shape[1]:,}, {K} classes, {CHUNKS} chunks\n")
-    print("| fit | seconds | speed-up | passes | seconds a Hessian product | F | accuracy |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-
-    def line(name, seconds, model, base=None, passes="", product="", labels=y):
-        F = objective(X, labels, model.coef_, model.intercept_, alpha)
-        score = np.mean(np.asarray(model.predict(X)) == labels)
-        gain = "" if base is None else f"{base / seconds:.2f}"
-        print(f"| {name} | {seconds:.2f} | {gain} | {passes} | {product} | {F:.6f} | {score:.4f} |", flush=True)
-
-    seconds, model = timed(lambda: softreg.SoftmaxRegression(
-        alpha=alpha, random_state=0, n_jobs=1, solver="newton").fit(X, y))  # fmt: skip
-    line("one machine, one thread, solver='newton'", seconds, model, passes=f"{model.history_['passes'][-1]:.0f}")
-    base = None
     with tempfile.TemporaryDirectory() as folder:
+        X, y = lazy(spec, rows, Path(folder))
+        print(f"\n### {spec}: {X.shape[0]:,} x {X.shape[1]:,}, {CHUNKS} chunks\n")
+        print("| fit | seconds | speed-up | CPU of workers | CPU here | passes | a Hessian product | F | accuracy |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+        one_machine(X, y, alpha)
+        base = None
         for workers in (1, 2):
             with (
                 LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
                 Client(cluster) as client,
             ):
-                dX, dy = dask.persist(*lazy(Path(folder), X, y))
-                wait([dX, dy])
-                fit = SoftmaxRegression(alpha=alpha, random_state=0).fit
-                fits = [timed(partial(fit, dX, dy)) for _ in range(repeats)]
-                seconds, model = sorted(fits, key=lambda pair: pair[0])[repeats // 2]
+                kept = dask.persist(X, y)
+                wait(kept)
+                seconds = on_workers(client, workers, *kept, alpha, repeats, base)
                 base = base or seconds
-                product = pass_seconds(client, dX, dy, K)
-                passes = model.traffic_["passes"]
-                line(f"Dask, {workers} worker(s)", seconds, model, base, passes, f"{product:.3f}")
-                sent, received = (model.traffic_[f"bytes_{way}"] / passes for way in ("sent", "received"))
-                print(f"| &nbsp; bytes a pass: {sent:,.0f} out, {received:,.0f} back | | | | | | |")
-                print(f"| &nbsp; overhead of a pass of {CHUNKS} chunks: {1e3 * overhead(client, CHUNKS):.1f} ms "
-                      f"| | | | | | |")  # fmt: skip
                 if workers == 2 and peers:
-                    for name, make in contenders(alpha):
-                        try:
-                            seconds, model = timed(partial(make, dX, dy, K))
-                        except Exception as error:  # a peer's own affair
-                            print(f"| {name}: {type(error).__name__}: {str(error)[:80]} | | | | | | |", flush=True)
-                        else:
-                            line(name, seconds, model, labels=y if len(model.coef_) > 1 else (y == 0).astype(int))
+                    contenders(*kept, alpha)
 
 
-def contenders(alpha):
-    """Yield names and functions (X, y, K) -> fitted model of dask-ml, on two workers."""
+def line(name, seconds, F, accuracy, *more):
+    more = [*more, *[""] * (5 - len(more))]
+    print(f"| {name} | {seconds:.2f} | {' | '.join(more)} | {F:.6f} | {accuracy:.4f} |", flush=True)
 
-    def incremental(X, y, K, epochs):
-        from dask_ml.wrappers import Incremental
 
+def one_machine(X, y, alpha):
+    """Race the estimator of one machine, on one thread."""
+    X, y = dask.compute(X, y, scheduler="synchronous")
+    make = softreg.SoftmaxRegression(alpha=alpha, random_state=0, n_jobs=1, solver="newton").fit
+    seconds, model = timed(partial(make, X, y))
+    line("one machine, one thread", seconds, *scores(X, y, model, alpha))
+
+
+def on_workers(client, workers, X, y, alpha, repeats, base):
+    """Race the fits on a cluster, and return the median of their seconds."""
+    fits = []
+    for _ in range(repeats):
+        before = cpu_seconds(client)
+        seconds, model = timed(partial(SoftmaxRegression(alpha=alpha, random_state=0).fit, X, y))
+        fits.append((seconds, *(cpu_seconds(client) - before)))
+    seconds, of_workers, here = sorted(fits)[repeats // 2]
+    passes, product = model.traffic_["passes"], 1e3 * pass_seconds(client, X, y)
+    gain = "" if base is None else f"{base / seconds:.2f}"
+    name = f"Dask, {workers} worker{'s' * (workers > 1)}"
+    more = gain, f"{of_workers:.2f}", f"{here:.2f}", str(passes), f"{product:.0f} ms"
+    line(name, seconds, *scores(X, y, model, alpha), *more)
+    sent, received = (model.traffic_[f"bytes_{way}"] / passes for way in ("sent", "received"))
+    empty = ", ".join(f"{1e3 * overhead(client, n):.1f} ms for {n} chunks" for n in (CHUNKS, 64))
+    print(f"| &nbsp; a pass: {sent:,.0f} bytes out, {received:,.0f} back; empty {empty} {'| ' * 9}", flush=True)
+    return seconds
+
+
+def contenders(X, y, alpha):
+    """Race dask-ml on two workers, on standardised features, which it needs."""
+    from dask_ml.linear_model import LogisticRegression
+    from dask_ml.wrappers import Incremental
+
+    Z = dask.persist(((X - X.mean(axis=0)) / X.std(axis=0)).astype(np.float32))[0]
+    of_class_0 = dask.persist((y == 0).astype(np.int64))[0]
+    wait([Z, of_class_0])
+    n, classes = X.shape[0], da.unique(y).compute()
+
+    def race(name, labels, make):
+        seconds, model = timed(make)
+        line(name, seconds, *scores(Z, labels, model, alpha))
+
+    def incremental(epochs):
         model = Incremental(SGDClassifier(loss="log_loss", alpha=alpha, random_state=0))
         for _ in range(epochs):
-            model.partial_fit(X, y, classes=np.arange(K))
+            model.partial_fit(Z, y, classes=classes)
         return model.estimator_
 
-    def logistic(X, y, K):
-        from dask_ml.linear_model import LogisticRegression
-
-        n = X.shape[0]
-        return LogisticRegression(C=1 / (n * alpha), solver="lbfgs").fit(X, (y == 0).astype(np.int64))
-
-    yield "dask_ml Incremental(SGDClassifier), 1 pass", partial(incremental, epochs=1)
-    yield "dask_ml Incremental(SGDClassifier), 5 passes", partial(incremental, epochs=5)
+    make = SoftmaxRegression(alpha=alpha, random_state=0)
+    race("standardised: softreg.dask", y, lambda: make.fit(Z, y))
+    for epochs in (1, 5):
+        race(f"standardised: dask-ml Incremental(SGDClassifier), {epochs} passes", y, partial(incremental, epochs))
     # dask-ml's LogisticRegression is for two classes: class 0 against the rest
-    binary = SoftmaxRegression(alpha=alpha, random_state=0)
-    yield "softreg.dask, class 0 against the rest", lambda X, y, K: binary.fit(X, (y == 0).astype(np.int64))
-    yield "dask_ml LogisticRegression(solver='lbfgs'), the same", logistic
+    race("class 0 or not: softreg.dask", of_class_0, lambda: make.fit(Z, of_class_0))
+    for solver, max_iter in (("newton", 5), ("lbfgs", 10), ("lbfgs", 30)):  # Newton's method has no penalty there
+        logistic = LogisticRegression(C=1 / (n * alpha), solver=solver, max_iter=max_iter)
+        name = f"class 0 or not: dask-ml LogisticRegression({solver!r}, max_iter={max_iter})"
+        race(name, of_class_0, partial(logistic.fit, Z, of_class_0))
 
 
 def main():
@@ -218,7 +258,7 @@ def main():
     option("--rows", type=int, default=2_000_000, help="of synthetic and wide; the text has a tenth")
     option("--repeats", type=int, default=3, help="fits, of which the median counts")
     option("--alpha", type=float, default=1e-5)
-    parser.add_argument("--no-peers", dest="peers", action="store_false", help="leave dask-ml out")
+    parser.add_argument("--peers", action="store_true", help="race dask-ml, too")
     args = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     for spec in args.problems:

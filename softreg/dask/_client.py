@@ -1,5 +1,6 @@
 """The Dask client of a fit: the current one, or a local one that is announced."""
 
+import sys
 import warnings
 from contextlib import contextmanager
 
@@ -10,19 +11,15 @@ from softreg.dask._worker import version
 
 
 @contextmanager
-def fit_client(stacklevel):
-    """Return a context with the client, whose workers have this version of softreg.
-
-    A warning is that of the caller's line, `stacklevel` frames up.
-    """
+def fit_client():
+    """Return a context with the client, whose workers have this version of softreg."""
     own = None
     try:
         client = get_client()
     except ValueError:
-        warnings.warn(
+        warn(
             "there is no dask.distributed client: this call starts a local one in this process, and closes it at the "
-            "end. Call distributed.Client() before to choose, and to keep the data in memory between calls",
-            stacklevel=stacklevel,
+            "end. Call distributed.Client() before to choose, and to keep the data in memory between calls"
         )
         client = own = Client(processes=False, dashboard_address=None, set_as_default=False)
     try:
@@ -31,6 +28,14 @@ def fit_client(stacklevel):
     finally:
         if own is not None:
             own.close()
+
+
+def warn(message):
+    """Warn, at the line outside of softreg that called it."""
+    frame, level = sys._getframe(), 1
+    while frame.f_globals["__name__"].partition(".")[0] in ("softreg", "sklearn", "contextlib"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def check_versions(client):

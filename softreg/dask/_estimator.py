@@ -37,9 +37,9 @@ class SoftmaxRegression(softreg.SoftmaxRegression):
     coefficients are equal within `tol`. On NumPy and SciPy input the methods are those of that class.
 
     `fit` takes a dask array (chunks of rows dense or CSR) or a dask dataframe. Rows stay where they are. A pass sends
-    the coefficients to the workers, and brings one sum of K (d + 1) float64 numbers back, whatever the number of rows.
-    Sums are added in the order of the chunks: for the same chunks the coefficients are the same to the last bit,
-    whatever the number of workers, if these have the same processor and the same libraries.
+    the coefficients to each worker, and brings a sum of K (d + 1) float64 numbers back from each, whatever the number
+    of rows. Sums over the chunks are exact and rounded once: for the same chunks the coefficients are the same to the
+    last bit, whatever the number of workers, if these have the same processor and the same libraries.
 
     On dask input `predict`, `predict_proba`, `predict_log_proba`, `decision_function` and `score` return dask arrays,
     which are computed when they are asked for.
@@ -68,23 +68,27 @@ class SoftmaxRegression(softreg.SoftmaxRegression):
     persist : bool or "auto", default="auto"
         True keeps the rows, and their probabilities, in the memory of the workers during the fit. False computes both
         again in every pass, from the files or from what else X is made of: the workers need memory for a few chunks.
-        "auto" is True if X takes at most half of the memory of the workers, or was persisted before; else False, with
-        a warning.
+        "auto" keeps the rows if they take at most half of the memory of the workers, or were persisted before, and
+        the probabilities if there is room for them, too: 3 n K numbers. What it does not keep is computed again in
+        every pass, with a warning. The coefficients are the same to the last bit.
 
     Attributes
     ----------
     traffic_ : dict of int
         What the last fit moved between client and workers: ``passes`` over the chunks, ``bytes_sent`` with W and
-        steps (once a pass, however many workers there are), ``bytes_received`` of sums, and ``bytes_of_rows`` that came
-        to the client for the preconditioner.
+        steps to all workers, ``bytes_received`` of sums from all of them (with their rounding errors, up to two numbers
+        for each), and ``bytes_of_rows`` that came to the client for the preconditioner. With ``persist=False`` W goes
+        to one worker, from which the others take it, and one sum comes back.
 
     Notes
     -----
     The current `distributed.Client` is used; ``with client.as_current():`` makes another one current. If there is none,
     `fit` starts a local one in this process, with a warning, and closes it at the end.
 
-    If a worker dies, Dask computes again what it held, and the fit goes on. That needs rows that can be computed: data
-    which were sent by `Client.scatter` are lost with their last worker.
+    If a worker dies, Dask computes its rows again, and the fit goes on. That needs rows that can be computed: data
+    which were sent by `Client.scatter` are lost with their last worker. Where rows stay, each worker has an actor
+    during the fit, so that Dask retires no worker before its end. If one worker has more chunks than its share, some
+    of them move to others at the beginning.
 
     A worker holds its chunks, for each of their rows K probabilities at two or three W, and a few W.
 
@@ -127,7 +131,7 @@ class SoftmaxRegression(softreg.SoftmaxRegression):
                 yield problem
             return
         check_distributed(self)
-        with fit_client(stacklevel=7) as client:
+        with fit_client() as client:
             passes, chunks = checked_chunks(self, client, X, y, sample_weight, self.persist)
             try:
                 like = np.empty((0, self.n_features_in_), float_dtype(X))

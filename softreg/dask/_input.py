@@ -2,9 +2,11 @@
 
 import math
 
+import dask
 import dask.array as da
 import numpy as np
-from dask import is_dask_collection
+from dask import delayed, is_dask_collection
+from dask.core import get_dependencies
 
 LENGTHS = "call X.compute_chunk_sizes() and y.compute_chunk_sizes() first, or give both as dataframes of one graph"
 
@@ -24,6 +26,54 @@ def row_chunks(X, y=None, sample_weight=None):
         raise TypeError(f"X is {type(X).__name__}, but y or sample_weight is a dask collection: give X as one, too")
     blocks = _blocks(X)
     return blocks, *(_blocks_like(X, len(blocks), a, name) for a, name in ((y, "y"), (sample_weight, "sample_weight")))
+
+
+class BlockGraph:
+    """The tasks that make the data of a chunk, as one task runs them: rows are in memory no longer than it.
+
+    Dask loads chunks ahead of the tasks that use them, more than there may be room for.
+    """
+
+    def __init__(self, graph, keys):
+        self.graph, self.keys = graph, keys
+
+    def compute(self):
+        """Return X, y and the weights, or None, of the chunk."""
+        return tuple(None if key is None else dask.get(self.graph, key) for key in self.keys)
+
+
+def joined_blocks(columns, are_computed):
+    """Return what makes the data of each chunk, a tuple of X, y and weights: a BlockGraph, or else a Delayed.
+
+    It is a Delayed where chunks share tasks, which are then run once for all, or where data are computed already.
+    """
+    rows = list(zip(*columns, strict=True))
+    if are_computed:
+        return [delayed(tuple)(row) for row in rows]
+    blocks = [block for row in rows for block in row if block is not None]
+    graphs = {id(block.dask): dict(block.dask) for block in blocks}
+    found = []
+    for row in rows:
+        there = [block for block in row if block is not None]
+        graph = {}
+        for block in there:
+            graph |= _tasks_of(graphs[id(block.dask)], block.key)
+        found.append(BlockGraph(graph, [None if block is None else block.key for block in row]))
+    n_tasks = sum(len(block.graph) for block in found)
+    if n_tasks > len(set().union(*(block.graph for block in found))):
+        return [delayed(tuple)(row) for row in rows]
+    return found
+
+
+def _tasks_of(graph, key):
+    """Return the part of a graph that a key needs."""
+    found, left = {}, [key]
+    while left:
+        key = left.pop()
+        if key not in found:
+            found[key] = graph[key]
+            left += get_dependencies(graph, key)
+    return found
 
 
 def _blocks(x):

@@ -122,7 +122,7 @@ class ChunkSamples:
     def __init__(self, objective, seeds, share):
         self.objective, self.seeds, self.share, self.samples = objective, seeds, share, None
         if share < 1:
-            self.samples = objective.passes.each(_sums.row_sample, objective.parts, seeds, is_small=True, share=share)
+            self.samples = objective.passes.each(_sums.row_sample, objective.parts, seeds, kind="little", share=share)
 
     def doubled(self):
         return ChunkSamples(self.objective, self.seeds, min(2 * self.share, 1.0))
@@ -157,9 +157,9 @@ class ChunkDamping:
         objective, rows = self.newton.objective, self.newton.rows
         passes, parts = objective.passes, objective.parts
         if not self.is_active:
-            self.chunks = passes.each(_sums.new_damping, parts, is_small=True)
+            self.chunks = passes.each(_sums.new_damping, parts, kind="little")
         columns = parts, self.chunks, before.chunks, trial.chunks
-        self.chunks = passes.each(_sums.updated_damping, *columns, is_small=True, overshot=overshot)
+        self.chunks = passes.each(_sums.updated_damping, *columns, kind="little", overshot=overshot)
         self.is_active = passes.sum(_sums.count_damped, self.chunks)[0] > 0
         if rows is not None:
             self.here.update(rows.linearize(before.W), rows.linearize(trial.W), overshot)

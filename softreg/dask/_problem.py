@@ -1,7 +1,5 @@
 """From dask collections to a `DistributedObjective`: checks on the workers, classes, weights and held-out rows."""
 
-import warnings
-
 import numpy as np
 from dask import delayed
 from dask.utils import format_bytes
@@ -12,12 +10,16 @@ from sklearn.utils.validation import _check_feature_names
 
 import softreg
 from softreg._coefficients import penalties
+from softreg._objective import STORED_BYTES
 from softreg.dask import _worker
-from softreg.dask._input import are_soft, float_dtype, is_frame, known_bytes, row_chunks
+from softreg.dask._client import warn
+from softreg.dask._input import are_soft, float_dtype, is_frame, joined_blocks, known_bytes, row_chunks
+from softreg.dask._kept_passes import KeptPasses
 from softreg.dask._objective import DistributedObjective, Rows, seeds
-from softreg.dask._passes import KeptPasses, RereadPasses
+from softreg.dask._passes import RereadPasses
 
-ROOM = 0.5  # share of the workers' memory that rows may take: Dask spills to disk from 0.6 on
+ROOM = 0.5  # share of the workers' memory that a fit may take: Dask spills to disk from 0.6 on
+LINEARIZATIONS = 3  # whose probabilities are kept: at the current W, at a trial, and damped
 
 
 def distributed_objective(estimator, passes, chunks, like):
@@ -31,7 +33,7 @@ def distributed_objective(estimator, passes, chunks, like):
     like : ndarray or CSR matrix (0, d), of the kind and the dtype of X
     """
     found = passes.gather(_worker.describe, chunks)
-    chunks = [chunk for chunk, facts in zip(chunks, found, strict=True) if facts.n_rows]
+    chunks = chunks.where([facts.n_rows for facts in found])
     found = [facts for facts in found if facts.n_rows]
     if not found:
         raise ValueError("X has no rows")
@@ -49,11 +51,13 @@ def distributed_objective(estimator, passes, chunks, like):
             f"all rows with weight are of one class: {classes.tolist()[np.argmax(weighted)]!r}; "
             "SoftmaxRegression needs at least 2 classes"
         )
+    if estimator.persist == "auto" and isinstance(passes, KeptPasses):
+        passes.keeps_probabilities = _has_room_for_probabilities(passes, found, len(classes), like.dtype)
     settings = {"label_smoothing": estimator.label_smoothing, "fit_intercept": estimator.fit_intercept}
     total = float(weighted.sum())
     parts = passes.each(
         _worker.chunk_objective, chunks, classes=classes, class_weight=class_weight, n_jobs=estimator.n_jobs,
-        total=total, **settings,
+        total=total, kind="rows", **settings,
     )  # fmt: skip
     parts, rows = _with_weight(passes, parts, total)
     l2, l1 = penalties(estimator.alpha, estimator.l1_ratio, len(classes))
@@ -70,32 +74,54 @@ def checked_chunks(estimator, client, X, y, sample_weight, persist):
     estimator.n_features_in_ = len(X.columns) if is_frame(X) else X.shape[1]
     _check_feature_names(estimator, X._meta, reset=True)
     settings = {"dtype": float_dtype(X), "is_soft": are_soft(y), "version": softreg.__version__}
+    blocks = joined_blocks(columns, are_computed=bool(futures_of([X, y, sample_weight])))
     check = delayed(_worker.check_chunk, pure=False)
-    chunks = [check(number, *blocks, **settings) for number, blocks in enumerate(zip(*columns, strict=True))]
+    chunks = [check(block, number, **settings) for number, block in enumerate(blocks)]
     if persist == "auto":
         persist = bool(futures_of(X)) or _has_room(client, X, chunks)
     if not persist:
-        passes = RereadPasses(client, [delayed(tuple)(blocks) for blocks in zip(*columns, strict=True)])
-        return passes, passes.each(_worker.check_chunk, list(range(len(chunks))), **settings)
-    passes = KeptPasses(client)
-    return passes, passes.hold(client.compute(chunks))
+        passes = RereadPasses(client, blocks)
+        return passes, passes.each(_worker.check_chunk, passes.data, list(range(len(blocks))), kind="rows", **settings)
+    passes = KeptPasses(client, client.compute(chunks))
+    return passes, passes.data
 
 
 def _has_room(client, X, chunks):
     """Return whether the workers have memory for the rows; warn if not."""
-    memory = sum(client.run(_worker.memory_limit).values())
+    memory = _memory(client)
     needed = known_bytes(X)
     if needed is None and np.isfinite(memory):  # as many bytes in each chunk as in the first
         needed = len(chunks) * client.gather(client.compute(delayed(_worker.describe)(chunks[0]))).n_bytes
     if not memory or not needed or needed <= ROOM * memory:
         return True
-    warnings.warn(
+    warn(
         f"X takes {format_bytes(int(needed))}, and the workers may use {format_bytes(int(memory))} of memory: its "
         "chunks are computed again in every pass, some 20 to 100 times. Give the workers more memory, or learn the "
-        "rows in one pass by softreg.dask.stream. persist=True keeps the rows in any case: Dask spills them to disk",
-        stacklevel=7,
+        "rows in one pass by softreg.dask.stream. persist=True keeps the rows in any case: Dask spills them to disk"
     )
     return False
+
+
+def _has_room_for_probabilities(passes, found, n_classes, dtype):
+    """Return whether the workers have memory for the probabilities beside the rows; warn if not."""
+    memory, n_rows = _memory(passes.client), sum(facts.n_rows for facts in found)
+    rows = sum(facts.n_bytes for facts in found)
+    of_chunks = [facts.n_rows * n_classes * dtype.itemsize for facts in found]
+    probabilities = LINEARIZATIONS * sum(size for size in of_chunks if size <= STORED_BYTES)
+    if rows + probabilities <= ROOM * memory:
+        return True
+    warn(
+        f"the probabilities of {n_rows:,} rows and {n_classes:,} classes take {format_bytes(probabilities)} beside "
+        f"{format_bytes(rows)} of rows, and the workers may use {format_bytes(int(memory))} of memory: they are "
+        "computed again from the rows in every pass, which then takes two times as long or more. Give the workers more "
+        "memory. persist=True keeps the probabilities in any case: a worker that runs out of memory is killed"
+    )
+    return False
+
+
+def _memory(client):
+    """Return the bytes that the workers may use, or infinity."""
+    return sum(client.run(_worker.memory_limit).values())
 
 
 def _classes(found):
@@ -130,9 +156,9 @@ def _class_weight(class_weight, classes, totals, is_soft):
 def _with_weight(passes, parts, total):
     """Return the parts of chunks that have weight, and the Rows of all these."""
     facts = passes.gather(_worker.part_facts, parts)
-    parts = [part for part, (_, weight, _) in zip(parts, facts, strict=True) if weight > 0]
+    parts = parts.where([weight > 0 for _, weight, _ in facts])
     facts = [(n, longest) for n, weight, longest in facts if weight > 0]
-    if not parts:
+    if not len(parts):
         raise ValueError("no row with weight is left to train on, or to hold out")
     return parts, Rows(sum(n for n, _ in facts), total, max(longest for _, longest in facts))
 
@@ -140,11 +166,11 @@ def _with_weight(passes, parts, total):
 def hold_out(objective, fraction, random_state):
     """Return the objectives over the rows to train on and over those held out: a random share of each chunk."""
     passes, column = objective.passes, seeds(objective, random_state)
-    split = passes.each(_worker.held_out_positions, objective.parts, column, is_small=True, fraction=fraction)
+    split = passes.each(_worker.held_out_positions, objective.parts, column, kind="little", fraction=fraction)
 
     def part(which):
         weight = float(passes.sum(_worker.selected_weight, objective.parts, split, which=which)[0])
-        parts = passes.each(_worker.selected_part, objective.parts, split, which=which, total=weight)
+        parts = passes.each(_worker.selected_part, objective.parts, split, kind="rows", which=which, total=weight)
         return objective.over(*_with_weight(passes, parts, weight))
 
     return part(1), part(0)

@@ -7,12 +7,15 @@ import numpy as np
 from dask import delayed
 from distributed import wait
 
+from softreg._callbacks import Callbacks, with_callbacks
+from softreg._validation import restore_on_error
 from softreg.dask._client import fit_client
 from softreg.dask._input import are_soft, row_chunks
 
 AHEAD = 2  # chunks that are loaded before they are needed
 
 
+@with_callbacks
 def stream(model, X, y, *, classes=None, sample_weight=None):
     """Learn the chunks of X in turn by `partial_fit`, each once, on the workers; return the model.
 
@@ -52,23 +55,41 @@ def stream(model, X, y, *, classes=None, sample_weight=None):
     >>> stream(SoftmaxRegression(), X, y).n_iter_  # doctest: +SKIP
     10
     """
-    if hasattr(model, "_skl_callbacks"):
-        raise ValueError("stream() calls no callbacks: the rows are learnt on the workers; remove them from the model")
     columns = row_chunks(X, y, sample_weight)
-    with fit_client(stacklevel=4) as client:
+    blocks = list(zip(*columns, strict=True))
+    callbacks = Callbacks(model, X, y, sample_weight, name="chunk", max_tasks=len(blocks))
+    with fit_client() as client, restore_on_error(model):
         if classes is None and not hasattr(model, "classes_"):
             classes = _classes(client, y, columns[1])
-        learner, loaded = client.submit(copy, model, pure=False), []
-        blocks = list(zip(*columns, strict=True))
+        learner, loaded = client.submit(copy, _without_callbacks(model), pure=False), []
+        callbacks.start(_fitted_attributes, model if hasattr(model, "classes_") else None)
         for number in range(len(blocks)):
             for block in blocks[number + len(loaded) : number + 1 + AHEAD]:
                 loaded.append(client.compute(delayed(tuple)(block)))
+            callbacks.begin()
             learner = client.submit(_learnt, learner, loaded.pop(0), classes, number, pure=False)
             wait(learner)
-        learnt = learner.result()
-    vars(model).clear()
-    vars(model).update(vars(learnt))
+            if callbacks.root is not None and callbacks.end(learner.result()):
+                break
+        of_callbacks = {name: value for name, value in vars(model).items() if "callback" in name}
+        learnt = vars(learner.result())
+        vars(model).clear()
+        vars(model).update(learnt | of_callbacks)
+        callbacks.finish()
     return model
+
+
+def _without_callbacks(model):
+    """Return a copy of the model that goes to the workers."""
+    model = copy(model)
+    for name in [name for name in vars(model) if "callback" in name]:
+        delattr(model, name)
+    return model
+
+
+def _fitted_attributes(learnt):
+    """Return the attributes that make a copy of the model one that has learnt so far; `learnt` may be None."""
+    return {} if learnt is None else {**vars(learnt), "coef_": learnt.coef_, "intercept_": learnt.intercept_}
 
 
 def _learnt(model, block, classes, number):

@@ -16,6 +16,8 @@ from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._systematic_sampling import systematic_sample
 from softreg._threads import single_threaded_blas
 
+CANDIDATES = 16  # rows that are looked at for each row that is sent
+
 
 def numeric(function):
     """Make a function hold BLAS at one thread and warn of no overflow: the client looks at the sums."""
@@ -26,15 +28,6 @@ def numeric(function):
             return function(*args, **kwargs)
 
     return run
-
-
-def added(*parts):
-    """Return the sums of the parts, each a tuple of numbers and arrays, in float64 and in the order of the parts."""
-    sums = [np.array(first, np.float64, order="K") for first in parts[0]]
-    for part in parts[1:]:
-        for total, number in zip(sums, part, strict=True):
-            total += number
-    return tuple(sums)
 
 
 # --- the objective ------------------------------------------------------------------------------------------------
@@ -80,9 +73,8 @@ def class_moments(objective):
 
 @numeric
 def class_shares(objective):
-    """Return the weighted mean of Y, (K,)."""
-    shares, blocks = objective.shares().astype(np.float64), objective.design.row_blocks()
-    return (sum(shares[block] @ objective.distributions(block) for block in blocks),)
+    """Return the sum of shares times Y_i, (K,)."""
+    return (objective.class_shares() * (objective.own_weight / objective.total_weight),)
 
 
 @numeric
@@ -181,21 +173,29 @@ def rows_to_send(objective, linearization, seed, *, wanted):
     """Return X, codes, targets and weights of some rows that stand for the chunk, or of all rows.
 
     `wanted` is the number of rows from all chunks, or None for all. Rows are taken in proportion to weight, length in
-    standardised units and, where there is a linearisation, how uncertain their class is.
+    standardised units and, where there is a linearisation, how uncertain their class is: from a larger sample in
+    proportion to weight alone, as the last two cost a pass.
     """
-    shares = objective.shares()
-    if wanted is None:
-        picked, weight = np.arange(objective.n_rows), shares
-    else:
-        score = shares * (0.5 + 0.5 * objective.design.standardized_row_lengths(shares / shares.sum()))
-        if linearization is not None:
-            score = score * np.maximum(_at(objective, linearization).uncertainty(), 1e-6)
+    picked, weight = np.arange(objective.n_rows), objective.shares()
+    if wanted is not None:
         size = max(1, round(wanted * objective.own_weight / objective.total_weight))
-        order = np.random.RandomState(seed).permutation(objective.n_rows)
-        picked, importance = systematic_sample(score, order, size)
-        weight = (shares[picked] * importance / size).astype(objective.dtype)
+        random_state = np.random.RandomState(seed)
+        if CANDIDATES * size < objective.n_rows:
+            picked, weight = _sample(weight, random_state, CANDIDATES * size, weight)
+        candidates = objective.select(picked, weight)
+        score = weight * (0.5 + 0.5 * candidates.design.standardized_row_lengths(weight / weight.sum()))
+        if linearization is not None:
+            score = score * np.maximum(_at(objective, linearization).select(picked, weight).uncertainty(), 1e-6)
+        chosen, weight = _sample(score, random_state, size, weight)
+        picked = picked[chosen]
     codes, targets, _ = objective.labels(picked)
     return objective.design.copy_rows(picked), codes, targets, weight
+
+
+def _sample(score, random_state, size, weight):
+    """Return positions that are sampled in proportion to the score, and their weights, which stand for all."""
+    picked, importance = systematic_sample(score, random_state.permutation(len(score)), size)
+    return picked, (weight[picked] * importance / size).astype(weight.dtype)
 
 
 # --- proximal Newton ----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from softreg._array_checks import check_targets, check_weights
 from softreg._memory_layout import ensure_row_major
 from softreg._objective import Linearization, Objective
 from softreg._threads import effective_n_threads
+from softreg.dask._input import BlockGraph
 
 
 class Chunk:
@@ -61,8 +62,12 @@ def memory_limit(dask_worker):
 # --- data ---------------------------------------------------------------------------------------------------------
 
 
-def check_chunk(number, X, y, weight, *, dtype, is_soft, version):
-    """Return the Chunk of checked rows, or raise a ValueError that names the number of the chunk."""
+def check_chunk(block, number, *, dtype, is_soft, version):
+    """Return the Chunk of checked rows, or None if there are none; raise a ValueError that names the chunk's number.
+
+    `block` is a tuple of X, y and weights, or a BlockGraph.
+    """
+    X, y, weight = block.compute() if isinstance(block, BlockGraph) else block
     if softreg.__version__ != version:
         raise RuntimeError(f"a worker has softreg {softreg.__version__}, the client {version}: install one version")
     rows = X.shape[0]
