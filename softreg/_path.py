@@ -113,11 +113,13 @@ def fit_path(model, objective, classes, alphas, l1_ratio, score=lambda fitted: N
     for alpha in alphas.tolist():
         penalised = objective.with_penalties(*penalties(alpha, l1_ratio, len(classes)))
         with single_threaded_blas(), finite_or_error(objective):
-            start = replace(start, W=_predicted(penalised, alpha, solved) if len(solved) > 1 else start.W)
+            if len(solved) == 2:
+                start = replace(start, W=_predicted(penalised, alpha, solved))
             options = model._options(check_random_state(model.random_state))
             result = solve(model.solver, penalised, start, options, Monitor(model, penalised, row))
             check_finite(result.W, result.loss)
-        start, solved = Start(result.W, preconditioner=result.preconditioner), [*solved[-1:], (alpha, result.W)]
+        start = Start(result.W, preconditioner=result.preconditioner)
+        solved = [*solved[-1:], (alpha, result.W)]  # the last two
         fitted = copy(model).set_params(alpha=alpha, l1_ratio=l1_ratio)
         fitted._set_fitted_attributes(penalised, result.W, classes)
         fits.append((fitted.coef_, fitted.intercept_, len(result.history), result.converged, score(fitted)))
@@ -127,8 +129,8 @@ def fit_path(model, objective, classes, alphas, l1_ratio, score=lambda fitted: N
 def _predicted(objective, alpha, solved):
     """Return where the path leads at alpha, if the objective is lower there than where it is; else that.
 
-    `solved` holds the last two alphas and their W, arrays (K, p). W changes almost linearly in log(alpha). Steps of up
-    to `FARTHEST` times the last one are told by that.
+    `solved` holds the last two alphas and their W, arrays (K, p). W changes almost linearly in log(alpha), so the last
+    change is continued, at most `FARTHEST` times as far.
     """
     (first, before), (second, W) = solved
     if not 0 < alpha < second < first:

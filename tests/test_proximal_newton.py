@@ -612,6 +612,17 @@ def test_hessians_of_a_sample_of_the_rows_lead_to_the_same_optimum(monkeypatch):
     assert abs(loss(objective, sampled.W) - loss(objective, exact.W)) <= 1e-4 * exact.loss
 
 
+@pytest.mark.parametrize("density", [None, 0.3], ids=["dense", "sparse"])
+def test_dual_points_of_float32_are_made_in_float64(density):
+    """The room for rounding in a bound is that of float64, also at a point that itself is not precise."""
+    objective = problem(dtype=np.float32, density=density)
+    c = CentredCoordinates(objective)
+    V, step = (0.1 * np.random.default_rng(i).normal(size=c.curvature.shape) / np.sqrt(c.curvature) for i in (3, 4))
+    point = solver._Point(c, V, precise=False)
+    for one, other in zip(point.dual_along(step), c.dual_point(V, step), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_sample_of_the_rows_that_misleads_is_not_the_end_of_precision(monkeypatch):
     """The Hessian of two rows promises what no damping keeps: more rows have to be taken."""
     monkeypatch.setattr(solver, "SMALL_WORK", 0)

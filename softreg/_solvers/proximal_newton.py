@@ -169,7 +169,8 @@ class ProximalNewton:
         Far from the minimum, models with a weak penalty would have nearly all coefficients, and not those that the
         minimum has. With a penalty that gets weaker step by step, few more become nonzero in each step.
         """
-        c, strength, was_early = self.coordinates, 0.0, np.inf > self.coordinates.strength > self.objective.l1
+        c, strength = self.coordinates, 0.0
+        was_early = self.is_early and np.isfinite(c.strength)  # infinite before the first choice
         if self.at.V.size > MANY and self.objective.design.can_center:
             strength = WEAKER * min(c.strength, np.abs(self.at.gradient[:, : c.n_features]).max(initial=0.0))
         c.set_strength(max(strength, self.objective.l1))
@@ -354,9 +355,9 @@ class _Point:
     def dual_along(self, step, long=()):
         """Return what `dual` is, for the first-order change of the probabilities along a step (L, p).
 
-        Sums of the features `long` are in long double.
+        Sums of the features `long` are in long double. The linearisation serves where its probabilities are float64.
         """
-        if self.precise:
+        if self.coordinates.objective.dtype == np.float32:
             return self.coordinates.dual_point(self.V, step, long)
         return self.coordinates.dual_point_along(self.linearization, step, long)
 

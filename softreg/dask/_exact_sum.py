@@ -41,6 +41,7 @@ class ExactSum:
             self._add(np.asarray(numbers).reshape(-1, order=self.order))
 
     def _add(self, numbers):
+        """Add a flat array, a block at a time; a component is appended where rounding errors are left."""
         scratch = np.empty((3, min(BLOCK, len(numbers))))
         with np.errstate(all="ignore"):  # where a sum is not finite
             for start in range(0, len(numbers), BLOCK):

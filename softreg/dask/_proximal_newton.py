@@ -57,7 +57,10 @@ class DistributedCoordinates(CentredCoordinates):
 
 
 class SummedModel(HessianModel):
-    """The model with its Hessian as a matrix, which is a sum over the chunks."""
+    """The model with its Hessian as a matrix, which is a sum over the chunks.
+
+    It counts as one of a sample, even where that is all rows: proofs come from the point alone.
+    """
 
     def sums_over_rows(self, linearization, sample):
         column, share = sample

@@ -20,7 +20,8 @@ def stream(model, X, y, *, classes=None, sample_weight=None):
     """Learn the chunks of X in turn by `partial_fit`, each once, on the workers; return the model.
 
     The state of the stream goes from chunk to chunk: K d numbers, and d^2 for dense rows. At most three chunks are in
-    memory at a time, so this needs no more memory for more rows.
+    memory at a time, so this needs no more memory for more rows. Callbacks see the model after each chunk, and can
+    end the stream there.
 
     Parameters
     ----------
