@@ -8,6 +8,7 @@ from shared import QuietMonitor
 from test_newton import EPS, kinds, optimum, options, problem
 
 from softreg import SoftmaxRegression
+from softreg._objective import Objective
 from softreg._preconditioners import Exact
 from softreg._solvers import Start
 from softreg._solvers.newton import newton
@@ -80,10 +81,26 @@ def test_a_factor_serves_for_a_second_step(monkeypatch):
     assert len(built) >= 3  # else each step has a factor of its own
 
 
+def test_steps_are_longer_where_classes_are_nearly_separable(monkeypatch):
+    """There the loss falls off exponentially, and full steps go the same short way each time."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3))
+    objective = Objective(X, (X @ rng.normal(size=(3, 3))).argmax(axis=1), None, None, 3, l2=1e-6)
+    result = solve(objective, tol=1e-6)
+    monkeypatch.setattr(module, "LONGEST", 1.0)
+    full_steps = solve(objective, tol=1e-6)
+    assert result.converged and full_steps.converged
+    assert len(result.history) <= 0.75 * len(full_steps.history)
+    # both are within 1e-6 F_null of the minimum
+    assert result.loss == pytest.approx(full_steps.loss, abs=1e-6 * objective.null_loss)
+    losses = [entry["loss"] for entry in result.history]
+    assert losses == sorted(losses, reverse=True)
+
+
 def test_where_steps_are_cut_short_newton_cg_goes_on(monkeypatch):
     """The history goes on, and the fit ends within the tolerance."""
     objective, W = problem()
-    monkeypatch.setattr(module, "SHORTEST", 2.0)
+    monkeypatch.setattr(module, "SHORTEST", np.inf)
     first = solve(objective)
     assert (first.stopped_on, len(first.history)) == ("slow", 1)
     result = newton(objective, Start(objective.zeros()), options(), QuietMonitor())

@@ -2,7 +2,8 @@
 
 A step is a solve with the factor. A step that gets far leaves the Hessian nearly as it was: then the factor serves for
 the next step, too, which costs a gradient alone (Shamanskii 1967). If a step overshoots, the minimum along it is taken.
-The method ends on an estimate of the gap from the Newton decrement, or on the proven gap. It gives up where steps have
+If it stops short of that minimum by far, a longer one is tried: where classes are nearly separable the loss falls off
+exponentially, and a full step goes the same short way each time. The method ends on an estimate of the gap from the Newton decrement, or on the proven gap. It gives up where steps have
 to be cut short, or where the Hessian is singular up to rounding: `newton` goes on from there.
 
 Where rows are of very different lengths, the decrement may be small far from the minimum. Then the step moves the
@@ -20,6 +21,8 @@ from softreg._validation import OVERFLOW
 SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a full step is accepted
 SHORTEST = 0.1  # share of a step below which the model has nothing to say about where the step leads
 FARTHEST = 1.0  # largest change of a logit in the next step with which the model gives an estimate of the gap
+STEEP = 0.25  # share of the slope that is left after a step, from which longer steps are tried; each costs a gradient
+LONGER, LONGEST = 3, 27  # a trial is three times as long as the step before it, and at most as long as this
 KEPT = 0.03  # decrement after a step, over that before it, up to which the factor serves for one more step
 
 
@@ -113,7 +116,10 @@ class _NewtonCholesky:
             self.result.stopped_on = "slow"
 
     def line_search(self):
-        """Return the linearisation after the step, and the step size: 1, or that of the minimum if 1 overshoots."""
+        """Return the linearisation after the step, and the step size.
+
+        It is 1; or that of the minimum along the step if 1 overshoots; or more than 1, see `lengthen`.
+        """
         at, step, step_size = self.at, -self.direction, 1.0
         new = self.linearize(at.W + step)
         overshot = not new.value <= at.value - SUFFICIENT * self.square
@@ -121,7 +127,20 @@ class _NewtonCholesky:
             step_size = self.objective.line_minimum(at.W, step, 0.9)
             self.result.passes += 1
             new = self.linearize(at.W + at.W.dtype.type(step_size) * step)
-        return new, step_size
+        return (new, step_size) if step_size < 1 else self.lengthen(step, new)
+
+    def lengthen(self, step, new):
+        """Return the linearisation and the size of a step longer than 1, if F falls steeply after 1, else `new` and 1.
+
+        `new` is the linearisation after the size 1.
+        """
+        size, steep = 1.0, -STEEP * self.square
+        while size < LONGEST and inner(new.gradient, step) < steep:
+            candidate = self.linearize(self.at.W + self.at.W.dtype.type(LONGER * size) * step)
+            if not candidate.value < new.value:
+                break
+            new, size = candidate, LONGER * size
+        return new, size
 
     def stay(self):
         """Find out why F did not decrease: an old factor, the last digits of F, or a model that is no use."""
