@@ -29,12 +29,10 @@ class Blocks(StandardizedSample):
         """Take the mean and the deviation of the features from `base`, a StandardizedSample; `order` (n,) is random."""
         self.objective, self.row_lengths = base.objective, base.row_lengths
         self.mean, self.deviation, self.order = base.mean, base.deviation, order
-        p, n = self.objective.shape[1], self.objective.n_rows
-        self.size = min(n, max(BLOCK_ROWS, 5 * p))
-        # half of the multiplications of a build, in products with the Hessian
-        self.refresh_interval = max(8, self.size * p // (4 * n))
-        if self.size == n:
-            self._take(np.arange(n), np.ones(n))
+        self.size = self._size(self.objective)
+        self.refresh_interval = max(8, int(self.cost(self.objective) / 2))
+        if self.size == self.objective.n_rows:
+            self._take(np.arange(self.size), np.ones(self.size))
             self.Z = self.standardized(np.float32)
 
     @staticmethod
@@ -42,6 +40,16 @@ class Blocks(StandardizedSample):
         """Return True if the blocks fit into memory and X is dense."""
         K, p = objective.shape
         return K * p * p <= BLOCKS_SIZE and objective.design.can_center
+
+    @staticmethod
+    def _size(objective):
+        """Return the number of rows of the sample."""
+        return min(objective.n_rows, max(BLOCK_ROWS, 5 * objective.shape[1]))
+
+    @classmethod
+    def cost(cls, objective):
+        """Return what a build costs, in products with the Hessian: the ratio of their multiplications."""
+        return cls._size(objective) * objective.shape[1] / (2 * objective.n_rows)
 
     def refresh(self, linearization):
         """Invert the block of each class direction; of many rows, those are sampled that have curvature."""

@@ -25,7 +25,7 @@ from softreg._solvers.trust_region import (
 )
 from softreg._validation import OVERFLOW
 
-LONG_SOLVE = 8  # products of a solve above which `Blocks` is built, at the cost of some 15
+LONG_SOLVE = 8  # products of a solve above which `Blocks` may be built
 COARSEST = 0.3  # the largest share of the gradient that a solve may leave as residual
 FORGETTING = 30  # products after which a small eigenvalue counts half as small, see `Newton.note`
 SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a step is accepted
@@ -183,11 +183,17 @@ class Newton:
         if not result.converged and self.sample.share == 1 and not self.damping.is_active:
             self.estimate(solution, reached if full_step else None)  # such a model gives an estimate by itself
         trusted = full_step and self.decrease >= 0.5 * solution.decrease
-        if not result.converged and trusted and solution.remaining(self.decrease, self.norm) <= result.target:
+        if not result.converged and trusted and self.is_near(solution):
             self.confirm()
         if result.stopped_on == "estimate" and objective.l2:  # for the proven gap beside the estimate
             self.certify()
         entry["loss"] = self.at.value
+
+    def is_near(self, solution):
+        """Return True if the gap may be within the target, and F is not about to fall below it, which needs no estimate."""
+        if self.at.value - self.decrease <= self.result.target:
+            return False
+        return solution.remaining(self.decrease, self.norm) <= self.result.target
 
     def line_search(self, step):
         """Line search along a step: return the linearisation after it, and the step size.
@@ -300,14 +306,22 @@ class Newton:
 
     # --- the model of the next iteration --------------------------------------------------------------------------
 
+    def earns_blocks(self):
+        """Return True if `Blocks` is to be built: solves are long, and passes so far took as long as a build takes.
+
+        A fit that needs few passes never builds them.
+        """
+        if not isinstance(self.M, ScaledCorrelation) or not Blocks.is_applicable(self.objective):
+            return False
+        return self.solution.products > LONG_SOLVE and self.result.passes >= Blocks.cost(self.objective)
+
     def adapt_model(self):
         """Double the sample if the last step was worse than predicted; refresh the preconditioner if it is due."""
         solution = self.solution
         mispredicted = self.decrease < 0.25 * solution.decrease or self.step_size < 1
         if mispredicted or (not solution.truncated and self.norm > 0.8 * self.norm_before):
             self.sample = self.sample.doubled()
-        is_long = solution.products > LONG_SOLVE
-        if isinstance(self.M, ScaledCorrelation) and is_long and Blocks.is_applicable(self.objective):
+        if self.earns_blocks():
             self.M, self.since_refresh, self.smallest = Blocks(self.M, self.order), np.inf, np.inf
         if self.since_refresh >= self.M.refresh_interval and (self.is_lower or self.since_refresh == np.inf):
             self.M.refresh(self.damping.of(self.at))

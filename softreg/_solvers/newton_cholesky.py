@@ -21,8 +21,9 @@ from softreg._validation import OVERFLOW
 SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a full step is accepted
 SHORTEST = 0.1  # share of a step below which the model has nothing to say about where the step leads
 FARTHEST = 1.0  # largest change of a logit in the next step with which the model gives an estimate of the gap
-STEEP = 0.25  # share of the slope that is left after a step, from which longer steps are tried; each costs a gradient
-LONGER, LONGEST = 3, 27  # a trial is three times as long as the step before it, and at most as long as this
+STEEP = 0.25  # share of the slope that is left after a full step, from which a longer one is tried
+LONGER = 3.0  # size of that
+TOO_FAR = 0.1  # share of the slope, of the other sign, with which the longer step went too far
 KEPT = 0.03  # decrement after a step, over that before it, up to which the factor serves for one more step
 
 
@@ -130,17 +131,17 @@ class _NewtonCholesky:
         return (new, step_size) if step_size < 1 else self.lengthen(step, new)
 
     def lengthen(self, step, new):
-        """Return the linearisation and the size of a step longer than 1, if F falls steeply after 1, else `new` and 1.
+        """Return the linearisation after a longer step and its size, if F falls steeply after 1; else `new` and 1.
 
-        `new` is the linearisation after the size 1.
+        `new` is the linearisation after the full step. A longer step beyond the minimum along it is not taken: Newton's
+        method gets on worse from there, even where F is lower.
         """
-        size, steep = 1.0, -STEEP * self.square
-        while size < LONGEST and inner(new.gradient, step) < steep:
-            candidate = self.linearize(self.at.W + self.at.W.dtype.type(LONGER * size) * step)
-            if not candidate.value < new.value:
-                break
-            new, size = candidate, LONGER * size
-        return new, size
+        at, slope = self.at, -self.square
+        if inner(new.gradient, step) > STEEP * slope:
+            return new, 1.0
+        longer = self.linearize(at.W + at.W.dtype.type(LONGER) * step)
+        takes_it = longer.value < new.value and inner(longer.gradient, step) <= -TOO_FAR * slope
+        return (longer, LONGER) if takes_it else (new, 1.0)
 
     def stay(self):
         """Find out why F did not decrease: an old factor, the last digits of F, or a model that is no use."""
