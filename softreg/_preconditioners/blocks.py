@@ -30,7 +30,7 @@ class Blocks(StandardizedSample):
         self.objective, self.row_lengths = base.objective, base.row_lengths
         self.mean, self.deviation, self.order = base.mean, base.deviation, order
         self.size = self._size(self.objective)
-        self.refresh_interval = max(8, int(self.cost(self.objective) / 2))
+        self.refresh_interval = max(8, int(self.cost(self.objective)))
         if self.size == self.objective.n_rows:
             self._take(np.arange(self.size), np.ones(self.size))
             self.Z = self.standardized(np.float32)
