@@ -9,6 +9,7 @@ H is the entropy. At the optimum Q = P attains the minimum. There is no bound wi
 """
 
 import numpy as np
+from scipy.special import entr
 
 from softreg import _rounding
 from softreg._feature_blocks import FeatureBlocks, feature_blocks
@@ -117,25 +118,15 @@ def dual_bound(objective, entropy, G):
     l1, l2, d = objective.l1, objective.l2, objective.n_features
     sizes = FeatureBlocks(lambda block: np.abs(G[:, block]))
     if objective.fit_intercept:
-        g = np.asarray(G[:, slice(d, d + 1)], np.float64)[:, 0]
-        g = g - g.mean()  # they sum to zero but for rounding
-        totals = objective.class_shares()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.max(np.where(g > 0, g / (totals + g), 0.0), initial=0.0)
+        t, r = repair_of_totals(objective.class_shares(), np.asarray(G[:, slice(d, d + 1)], np.float64)[:, 0])
         if t > 0:
-            r = np.maximum(totals - g * ((1 - t) / t), 0)
-            r /= r.sum()
-            entropy = (1 - t) * entropy - t * np.sum(r * np.log(np.where(r > 0, r, 1)))
+            entropy = (1 - t) * entropy + t * np.sum(entr(r))
             M = objective.class_moments()
             sizes = FeatureBlocks(lambda block: np.abs((1 - t) * G[:, block] + t * _of_constant(r, M[:, block])))
     entropy, blocks = max(entropy, 0.0), list(feature_blocks(objective, intercepts=False))
     with np.errstate(over="ignore", invalid="ignore"):
         if not l1:
-            squares = sum(np.sum(sizes[:, block] ** 2) for block in blocks)
-            if squares == 0:
-                return entropy
-            u = min(1.0, l2 * entropy / squares)
-            return u * entropy - u * u * squares / (2 * l2) if np.isfinite(squares) else 0.0
+            return smooth_bound(l2, entropy, sum(np.sum(sizes[:, block] ** 2) for block in blocks))
         large = [a[~(a <= l1)] for a in (sizes[:, block] for block in blocks)]  # NaN stays
         a = np.sort(np.concatenate([np.zeros(0), *large]))[::-1]
         squares = np.cumsum(a * a)
@@ -145,6 +136,25 @@ def dual_bound(objective, entropy, G):
         return 0.0
     u = min(1.0, np.min((l2 * entropy + l1 * np.cumsum(a)) / squares))
     return u * entropy - (np.sum(np.maximum(u * a - l1, 0) ** 2) / (2 * l2) if l2 else 0.0)
+
+
+def repair_of_totals(totals, g):
+    """Return the t and r of `dual_bound`, for the class totals (K,) and the intercept column g of G (K,), float64."""
+    g = g - g.mean()  # they sum to zero but for rounding
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.max(np.where(g > 0, g / (totals + g), 0.0), initial=0.0)
+    if not t > 0:
+        return 0.0, totals
+    r = np.maximum(totals - g * ((1 - t) / t), 0)
+    return t, r / r.sum()
+
+
+def smooth_bound(l2, entropy, squares):
+    """Return the `dual_bound` without l1, for distributions with that mean entropy >= 0 and sum of G^2."""
+    if squares == 0:
+        return entropy
+    u = min(1.0, l2 * entropy / squares)
+    return u * entropy - u * u * squares / (2 * l2) if np.isfinite(squares) else 0.0
 
 
 def _of_constant(r, M):

@@ -10,8 +10,10 @@ from shared import QuietMonitor
 from sklearn.exceptions import ConvergenceWarning
 
 from softreg import SoftmaxRegression
+from softreg._duality import dual_bound
 from softreg._objective import Objective
 from softreg._solvers import Options, Start
+from softreg._solvers import dual_ascent as module
 from softreg._solvers.dual_ascent import _Dual, dual_ascent
 from softreg._solvers.newton import newton
 
@@ -103,9 +105,40 @@ def test_balanced_bound_holds_and_is_tight(kind):
         totals = residual(dual)[:, objective.n_features :]
         # a mean of numbers up to 1
         assert np.abs(totals).max(initial=0.0) <= 10 * eps
-        bound = dual.bound(objective.value(dual.W))
+        bound = dual.bound(objective.value(dual.W), 0.0)
         assert bound <= lowest + 100 * eps * lowest  # both are rounded
     assert bound >= (1 - 0.1) * lowest  # eight epochs get that far, by a wide margin
+
+
+@kinds
+def test_bound_in_float64(kind, monkeypatch):
+    """It is the dual bound of the same distributions, whether or not their totals are those of the classes."""
+    monkeypatch.setattr(module, "CLASSES", 3)  # more than one group of classes
+    objective = problem(**kind)
+    dual = _Dual(objective, objective.zeros())
+    for _ in range(3):
+        dual.epoch(np.random.default_rng(0).permutation(objective.n_rows))
+        for _ in range(2):
+            Q = dual.Q.astype(float) / dual.Q.sum(axis=1, dtype=float)[:, None]
+            weight = np.ones(objective.n_rows) if objective.sample_weight is None else objective.sample_weight
+            share = weight.astype(float) / weight.sum(dtype=float)
+            X = objective.design.copy_rows(slice(None)).toarray().astype(float)
+            X = np.hstack([X, np.ones((len(X), objective.shape[1] - X.shape[1]))])
+            G = (share[:, None] * (Q - objective.distributions())).T @ X
+            expected = dual_bound(objective, float(share @ entr(Q).sum(axis=1)), G)
+            # sums of 300 rows; with float32, the smoothed labels and the moments of the classes have its digits
+            assert dual.float64_bound() == pytest.approx(expected, rel=1e-12 if objective.dtype == float else 1e-7)
+            dual.balance()
+
+
+def test_a_gap_below_the_rounding_of_float32_is_proven():
+    """The allowance for sums in float32 is 20 times the target, so without float64 no epoch would bring a proof."""
+    objective = problem(dtype=np.float32, l2=1e-4)
+    result = ascent(objective, tol=1e-6)
+    assert result.stopped_on == "gap" and result.gap <= 1e-6
+    dual = _Dual(objective, result.W)
+    assert dual.allowance(result.loss, np.float32) > 10 * result.target
+    assert dual.allowance(result.loss, np.float64) < 1e-3 * result.target
 
 
 @kinds

@@ -379,7 +379,8 @@ def test_iterations_on_wild_units_and_confused_classes():
 def test_conjugate_gradients_against_a_dense_solve(name, kind):
     """To the end, after the 20 products that `confirm` asks for, and in a small region. Residuals of 1e-6 leave 1e-12
     of the gap over the smallest eigenvalue of M^-1 H, some 1e-3 at worst. Twenty products' estimate was up to 30 % too
-    large, 10 to 30 % in one case if W changes by 1e-12: the smallest eigenvalue is seen just then. Sums of 300 rows round by some 20 eps, and residuals drift by 2e3 eps of the first in 71 products."""
+    large, 10 to 30 % in one case if W changes by 1e-12: the smallest eigenvalue is seen just then. Sums of 300 rows
+    round by some 20 eps, and residuals drift by 2e3 eps of the first in 71 products."""
     objective, W = of_kind(name, **kind)
     at = objective.linearize(W * W.dtype.type(0.7))
     M = Identity() if name == "identity" else refreshed(ALL[name], at)

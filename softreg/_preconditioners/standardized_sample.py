@@ -13,7 +13,7 @@ from softreg._class_directions import class_directions, directional_curvature, g
 from softreg._systematic_sampling import systematic_sample
 from softreg._validation import OVERFLOW
 
-CHUNK_ROWS = 512  # rows that are held in float64 at a time, as are their probabilities; larger arrays may be mapped anew
+CHUNK_ROWS = 512  # rows that are held in float64 at a time, and of which probabilities are; larger arrays are slower
 LEAST_DEVIATION = 1e-15  # in units of sqrt(l2), where deviation and penalty weigh the same
 
 

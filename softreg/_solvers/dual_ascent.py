@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import entr
 
 from softreg import _rounding
-from softreg._duality import dual_bound, dual_point, penalty_derivative
+from softreg._duality import dual_bound, dual_point, penalty_derivative, repair_of_totals, smooth_bound
 from softreg._feature_blocks import FeatureBlocks
 from softreg._objective import squared_norm
 from softreg._preconditioners import EXACT_SIZE
@@ -34,6 +34,7 @@ CONSTANT = 0.1
 WINDOW = 5  # epochs from which the speed is measured
 LONGEST = 50  # remaining epochs at that speed above which Newton's method is faster
 BALANCE_STEPS = 20  # the most Newton steps on the class totals
+CLASSES = 8  # classes for which the bound in float64 is summed at a time
 
 
 def obstacle(objective):
@@ -54,7 +55,7 @@ def dual_ascent(objective, start, options, monitor):
     """Visit the rows in random order, epoch by epoch, until the proven gap is within tol * F_null; return the result.
 
     F minus the dual objective of Q estimates the gap and costs nothing. Once the estimate is small, Q is balanced, and
-    the dual objective is then a proven bound.
+    the dual objective is then a proven bound. If float32 is too coarse for the proof, it is made in float64.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def dual_ascent(objective, start, options, monitor):
             dual.balance()
             result.passes += 1
             entry["loss"] = objective.value(dual.W)
-            result.bound(dual.bound(entry["loss"]))
+            result.bound(dual.bound(entry["loss"], result.target))
         if monitor(dual.W, entry) or result.converged:
             break
         if options.may_give_up and _is_slow(gaps, result.target):
@@ -177,13 +178,42 @@ class _Dual:
         change = objective.distributions()
         self.follow(objective.moments(np.subtract(Q, change, out=change)))
 
-    def bound(self, loss):
-        """Return the proven lower bound on min F from Q, less the allowance for rounding; `loss` is F(W)."""
-        G = FeatureBlocks(self.gradient)
-        along = FeatureBlocks(lambda block: penalty_derivative(self.objective, G[:, block]))
-        allowance = _rounding.of_sums(self.objective, loss, along)
-        allowance += _rounding.of_entropy(self.objective)
-        return max(dual_bound(self.objective, self.entropy, G) - allowance, 0.0)  # F >= 0
+    def bound(self, loss, target):
+        """Return the proven lower bound on min F from Q, less the allowance for rounding; `loss` is F(W).
+
+        If that allowance alone keeps the gap above the target, the bound is made again in float64.
+        """
+        objective = self.objective
+        bound = dual_bound(objective, self.entropy, FeatureBlocks(self.gradient))
+        allowance = self.allowance(loss, objective.dtype)
+        if loss - bound <= target < loss - bound + allowance and objective.dtype != np.float64:
+            bound, allowance = self.float64_bound(), self.allowance(loss, np.float64)
+        return max(bound - allowance, 0.0)  # F >= 0
+
+    def allowance(self, loss, dtype):
+        """Return how far rounding may have raised a bound that is made in that dtype."""
+        objective, G = self.objective, FeatureBlocks(self.gradient)
+        along = FeatureBlocks(lambda block: penalty_derivative(objective, G[:, block]))
+        return _rounding.of_sums(objective, loss, along, dtype=dtype) + _rounding.of_entropy(objective, dtype)
+
+    def float64_bound(self):
+        """Return the dual bound of Q, normalised and summed in float64; G is made a few classes at a time."""
+        objective, Q = self.objective, self.Q
+        weight = np.ones(objective.n_rows) if objective.sample_weight is None else objective.sample_weight
+        share, sums = weight[:, None] / np.float64(objective.total_weight), Q.sum(axis=1, dtype=np.float64)[:, None]
+        t, r, totals = 0.0, np.zeros(objective.n_classes), objective.class_shares()
+        if objective.fit_intercept:
+            t, r = repair_of_totals(totals, np.sum(share / sums * Q, axis=0) - totals)
+        X, entropy, squares = objective.design.copy_rows(slice(None)), t * np.sum(entr(r)), 0.0
+        for start in range(0, objective.n_classes, CLASSES):
+            classes = slice(start, start + CLASSES)
+            q = Q[:, classes] / sums
+            entropy += (1 - t) * np.sum(share * entr(q))
+            q = (1 - t) * q + t * r[classes]
+            for block in objective.blocks():
+                q[block] -= objective.distributions(block)[:, classes]
+            squares += squared_norm(X.T @ (share * q))
+        return smooth_bound(objective.l2, entropy, squares)
 
     def gradient(self, block):
         """Return the columns `block` of G(Q), float64: W and the distance of the intercepts belong to it."""

@@ -190,7 +190,10 @@ class Newton:
         entry["loss"] = self.at.value
 
     def is_near(self, solution):
-        """Return True if the gap may be within the target, and F is not about to fall below it, which needs no estimate."""
+        """Return True if the gap may be within the target, and it is worth an estimate.
+
+        It is not where F itself may be within the target after the next step: that is a proof.
+        """
         if self.at.value - self.decrease <= self.result.target:
             return False
         return solution.remaining(self.decrease, self.norm) <= self.result.target

@@ -3,8 +3,9 @@
 A step is a solve with the factor. A step that gets far leaves the Hessian nearly as it was: then the factor serves for
 the next step, too, which costs a gradient alone (Shamanskii 1967). If a step overshoots, the minimum along it is taken.
 If it stops short of that minimum by far, a longer one is tried: where classes are nearly separable the loss falls off
-exponentially, and a full step goes the same short way each time. The method ends on an estimate of the gap from the Newton decrement, or on the proven gap. It gives up where steps have
-to be cut short, or where the Hessian is singular up to rounding: `newton` goes on from there.
+exponentially, and a full step goes the same short way each time. The method ends on an estimate of the gap from the
+Newton decrement, or on the proven gap. It gives up where steps have to be cut short, or where the Hessian is singular
+up to rounding: `newton` goes on from there.
 
 Where rows are of very different lengths, the decrement may be small far from the minimum. Then the step moves the
 logits of a long row by much. If no logit moves by more than one, the curvature stays near what it is, and the model
