@@ -282,11 +282,12 @@ def test_preconditioner_is_a_symmetric_inverse_metric(name, kind):
 
 
 @kinds
-def test_exact_is_the_inverse(kind):
+@pytest.mark.parametrize("share", [1, 0], ids=["near the truth", "at zero"])
+def test_exact_is_the_inverse(kind, share):
     """Up to a damping of 1e-13 of the largest diagonal, where the smallest eigenvalues are some 1e-3 of it, and
     rounding of eps times as much again."""
     objective, W = problem(**kind)
-    at = objective.linearize(W)
+    at = objective.linearize(W * W.dtype.type(share))
     M = refreshed(ALL["exact"], at)
     assert M.is_exact_inverse
     H, (K, p) = hessian(at), objective.shape
@@ -299,10 +300,11 @@ def test_exact_is_the_inverse(kind):
 
 
 @kinds
-def test_exact_of_a_sample_is_near(kind):
+@pytest.mark.parametrize("share", [1, 0], ids=["near the truth", "at zero"])
+def test_exact_of_a_sample_is_near(kind, share):
     """The Hessian over half of the rows or less: eigenvalues of M^-1 H, 1 but for sampling, were from 0.67 to 1.57."""
     objective, W = problem(**{**kind, "n": 2000, "l2": 1e-3})
-    at = objective.linearize(W)
+    at = objective.linearize(W * W.dtype.type(share))
     M = refreshed(ALL["sampled"], at)
     assert not M.is_exact_inverse and len(M.picked) < objective.n_rows
     eigenvalues = spectrum(M, at)

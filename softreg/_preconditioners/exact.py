@@ -39,25 +39,42 @@ class Exact(StandardizedSample):
 
     def refresh(self, linearization):
         """Build the Hessian for the probabilities of the linearization, damp it, and factor it."""
-        P = linearization.probabilities(self.positions)
-        design, K = self.objective.design, self.objective.n_classes
-        H = design.standardized_hessian(self.positions, P, self.weight, self.mean, self.deviation)
-        if K == 2:
-            H = 2.0 * H[:1, :, :1]  # along (1, -1) / sqrt(2), the direction of `solve`
+        self.at_zero = not linearization.W.any()
+        if self.at_zero:
+            H = self._hessian_at_zero()
+        else:
+            H = self._hessian(linearization.probabilities(self.positions))
         diagonal = np.einsum("kjkj->kj", H).copy()
         largest = diagonal.max()
         # the damping of a sample covers its noise, that of all rows their rounding
-        damping = np.finfo(P.dtype).eps if self.all_rows else 1e-3
+        damping = np.finfo(self.objective.dtype).eps if self.all_rows else 1e-3
         np.einsum("kjkj->kj", H)[...] += self.penalty + damping * diagonal + 1e-13 * largest
-        if K > 2:  # constant over the classes: no curvature there, and no step, see `solve`
-            np.einsum("kjmj->jkm", H)[...] += (diagonal.max(axis=0) / K)[:, None, None]
+        if len(H) > 1:  # constant over the classes: no curvature there, and no step, see `solve`
+            np.einsum("kjmj->jkm", H)[...] += (diagonal.max(axis=0) / len(H))[:, None, None]
         # H is a sum of numbers up to 1: if the classes are separated, its rounding may be larger than its curvature
         scale = diagonal.ravel() + 1e-8 * largest + 1e-14
         self.factor, shift = cholesky(H.reshape(scale.size, scale.size), scale)
         self.is_exact_inverse = self.all_rows and shift == 0
 
+    def _hessian(self, P):
+        """Return the Hessian of the loss for probabilities P (m, K): (K, p, K, p), or (1, p, 1, p) for two classes."""
+        design, weight = self.objective.design, self.weight
+        H = design.standardized_hessian(self.positions, P, weight, self.mean, self.deviation)
+        return 2.0 * H[:1, :, :1] if len(H) == 2 else H  # along (1, -1) / sqrt(2), the direction of `solve`
+
+    def _hessian_at_zero(self):
+        """Return the Hessian of the loss at W = 0, where it is the same for each class, (1, p, 1, p).
+
+        All probabilities are 1/K there. The Hessian is that of two classes times 2/K.
+        """
+        P = np.full((len(self.picked), 2), 0.5, self.objective.dtype)
+        return self._hessian(P) * (2 / self.objective.n_classes)
+
     def solve(self, G):
         G = self.to_standardized(G)
+        if self.at_zero:
+            V = lapack.dpotrs(self.factor, (G - G.mean(axis=0)).T, lower=1)[0].T
+            return self.from_standardized(V)
         if len(G) == 2:  # both classes change by the same amount, in opposite directions
             v = lapack.dpotrs(self.factor, 0.5 * (G[0] - G[1]), lower=1)[0]
             return self.from_standardized(np.stack([v, -v]))
