@@ -13,7 +13,8 @@ from softreg._class_directions import class_directions, directional_curvature, g
 from softreg._systematic_sampling import systematic_sample
 from softreg._validation import OVERFLOW
 
-CHUNK_ROWS = 512  # rows that are held in float64 at a time, and of which probabilities are; larger arrays are slower
+CHUNK_ROWS = 512  # rows that are held in float64 at a time, and of which probabilities are: more, if they are short
+CHUNK_NUMBERS = 2**15  # numbers of a chunk of short rows; larger arrays are slower
 LEAST_DEVIATION = 1e-15  # in units of sqrt(l2), where deviation and penalty weigh the same
 
 
@@ -102,7 +103,8 @@ class StandardizedSample:
             yield chunk, self.objective.design.float64_rows(chunk if self.all_rows else self.picked[chunk])
 
     def _chunk_slices(self):
-        return (slice(start, start + CHUNK_ROWS) for start in range(0, len(self.picked), CHUNK_ROWS))
+        size = max(CHUNK_ROWS, CHUNK_NUMBERS // max(self.objective.shape))
+        return (slice(start, start + size) for start in range(0, len(self.picked), size))
 
     def standardized(self, dtype):
         """Return [(x - mean) / deviation, 1] for each row of the sample, (m, p)."""
