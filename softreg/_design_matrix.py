@@ -159,14 +159,14 @@ class DenseDesign(_Design):
         _core.dense_hessian_product(self.X, self.rows, P, sample_weight, scale, l2, V, out, self.n_threads)
         return out
 
-    def squares_product(self, C):
-        """Return sum_i [x_i^2 1] c_i^T, (p, L), for C (n, L)."""
-        out = np.zeros((self.n_columns, C.shape[1]), self.dtype)
+    def squares_product(self, c):
+        """Return sum_i c_i [x_i^2 1], (p,), for c (n,)."""
+        out = np.zeros(self.n_columns, self.dtype)
         for block in self.row_blocks():
             X = self.copy_rows(block)
-            out[: self.n_features] += (X * X).T @ C[block]
+            out[: self.n_features] += c[block] @ (X * X)
         if self.fit_intercept:
-            out[-1] = C.sum(axis=0)
+            out[-1] = c.sum()
         return out
 
     def standardized_hessian(self, positions, P, weight, mean, deviation):
@@ -245,17 +245,17 @@ class CSRDesign(_Design):
         _core.csr_hessian_product(*self._arrays, *given, self.n_threads)
         return out
 
-    def squares_product(self, C):
-        """Return sum_i [x_i^2 1] c_i^T, (p, L), for C (n, L)."""
-        out = None
+    def squares_product(self, c):
+        """Return sum_i c_i [x_i^2 1], (p,), for c (n,)."""
+        out = np.zeros((self.n_columns, 1), self.dtype)
         for block in self.row_blocks(max(BLOCK_ROWS, COPIED_NUMBERS * self.X.shape[0] // max(self.X.nnz, 1))):
-            X, sums = self.copy_rows(block), np.empty((self.n_columns, C.shape[1]), self.dtype)
+            X, sums = self.copy_rows(block), np.empty_like(out)
             arrays = (X.data * X.data, X.indices, X.indptr, None)
-            _core.csr_gradient(*arrays, C[block], self.n_features, sums, self.n_threads)
-            out = sums if out is None else np.add(out, sums, out=out)
+            _core.csr_gradient(*arrays, np.ascontiguousarray(c[block])[:, None], self.n_features, sums, self.n_threads)
+            out += sums
         if self.fit_intercept:
-            out[-1] = C.sum(axis=0)
-        return out
+            out[-1] = c.sum()
+        return out[:, 0]
 
     def standardized_hessian(self, positions, P, weight, mean, deviation):
         """Return the Hessian of `DenseDesign.standardized_hessian`, from dense copies of a few rows at a time."""

@@ -258,7 +258,7 @@ class Objective:
     def column_sizes(self):
         """Return the weighted root mean square of each feature, (d,) float64; computed once."""
         if "sizes" not in self._cache:
-            squares = self.design.squares_product(self.shares()[:, None].copy())[: self.n_features, 0]
+            squares = self.design.squares_product(self.shares())[: self.n_features]
             self._cache["sizes"] = np.sqrt(squares.astype(np.float64))
         return self._cache["sizes"]
 
@@ -363,16 +363,20 @@ class Linearization:
             moments = [sum(pair) for pair in zip(moments, probability_moments(P, shares[block]), strict=True)]
         return gram_of_moments(*moments)
 
-    def curvature_diagonal(self, U):
-        """Return the diagonal of the Hessian along class directions U (K, L): an array (p, L)."""
+    def curvature_sums(self, U):
+        """Return sums of the diagonal of the Hessian of the loss along class directions U (K, L), float64.
+
+        The first has the sums over the directions, for each column of W, (p,); the second those over the columns, for
+        each direction, (L,).
+        """
         objective, shares = self.objective, self._shares64()
-        D = None
+        of_columns, of_directions = np.zeros(objective.shape[1]), np.zeros(U.shape[1])
         for block, P in self._blocks(BLOCK_NUMBERS):
+            design = objective.design.select(block)
             curvature = directional_curvature(P, shares[block], U, objective.dtype)
-            sums = objective.design.select(block).squares_product(curvature)
-            D = sums if D is None else np.add(D, sums, out=D)
-        D[: objective.n_features] += objective.l2
-        return D
+            of_columns += design.squares_product(curvature.sum(axis=1))
+            of_directions += (design.row_squared_norms().astype(np.float64) + objective.fit_intercept) @ curvature
+        return of_columns, of_directions
 
     def entropy(self):
         """Return the mean entropy of the probabilities, (1/S) sum_i s_i H(p_i); computed once."""

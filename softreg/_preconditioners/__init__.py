@@ -6,7 +6,8 @@ decides how much of it a preconditioner keeps:
     Exact               all of it, if K p is small
     ScaledCorrelation   a number for each class direction and feature, times the correlation of the features
     Blocks              a block for each class direction; Newton's method takes it late in a fit, if solves are long
-    Diagonal            a number for each class direction and feature, if d is large, or X is sparse and K p not small
+    Diagonal            a number for each class direction, times one for each feature, if d is large, or X is sparse and
+                        K p not small
 
 Each has `refresh(linearization)`, which builds it for the probabilities there and has to come before the first solve;
 `solve(G)`, which returns the step that belongs to a gradient G (K, p), as a new array like W; and

@@ -6,26 +6,33 @@ from softreg._class_directions import class_directions
 from softreg._feature_blocks import feature_blocks
 from softreg._validation import OVERFLOW
 
+LEAST = 1e-10  # of the largest curvature, in units of the column: the least that is taken for curvature
+
 
 class Diagonal:
     """The diagonal of the Hessian over all rows, for each class direction.
 
+    The part of the loss is taken as a product of a number for each column and one for each direction, of which sums
+    over the rows and over the columns are right. All K p numbers would be as large as W, and save no products.
+
     Attributes
     ----------
     U : class directions, (K, L)
-    diagonal : of the Hessian along them, (p, L)
+    columns, directions : the two factors of the curvature of the loss, (p,) and (L,)
+    least : of the diagonal, with the penalty, (p,)
     """
 
     refresh_interval, is_exact_inverse = 1, False
 
     def __init__(self, objective):
         """Take the weighted mean squares of the columns, with the penalty, as their units."""
-        self.objective = objective
-        sizes, self.units = objective.column_sizes(), np.ones(objective.shape[1])
+        self.objective, (_, p), d = objective, objective.shape, objective.n_features
+        sizes, self.units, self.penalty = objective.column_sizes(), np.ones(p), np.zeros(p)
+        self.penalty[:d] = objective.l2
         unseen = np.flatnonzero(sizes**2 + objective.l2 == 0)
         if len(unseen) and objective.design.has_entries(unseen):  # no features of zeros: their squares vanish
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
-        self.units[: objective.n_features] = sizes**2 + objective.l2
+        self.units[:d] = sizes**2 + objective.l2
         self.units[unseen] = 1.0
 
     def for_objective(self, objective):
@@ -33,18 +40,24 @@ class Diagonal:
         return Diagonal(objective)
 
     def refresh(self, linearization):
-        self.diagonal = None  # it is as large as W
         U = class_directions(linearization.class_gram())
-        D = linearization.curvature_diagonal(U)
-        if not np.isfinite(D).all():
+        columns, directions = linearization.curvature_sums(U)
+        if not (np.isfinite(columns).all() and np.isfinite(directions).all()):
             raise FloatingPointError(OVERFLOW.format(self.objective.dtype))
-        least = 1e-10 * np.max(D.max(axis=1) / self.units)  # of the curvature in units of the column
-        self.U, self.diagonal = U.astype(D.dtype), np.maximum(D, (least * self.units).astype(D.dtype)[:, None], out=D)
+        total, dtype = directions.sum(), self.objective.dtype
+        directions = directions / total if total > 0 else directions
+        largest = np.max((columns * directions.max() + self.penalty) / self.units)
+        self.U, self.columns, self.directions = U.astype(dtype), columns.astype(dtype), directions.astype(dtype)
+        self.least = (self.penalty + LEAST * largest * self.units).astype(dtype)
+
+    def diagonal(self, block):
+        """Return the diagonal for the columns in `block`, (m, L)."""
+        return np.multiply.outer(self.columns[block], self.directions) + self.least[block, None]
 
     def solve(self, G):
         V = self.objective.empty()
         for block in feature_blocks(self.objective):
             along = G.T[block] @ self.U
-            along /= self.diagonal[block]
+            along /= self.diagonal(block)
             V.T[block] = along @ self.U.T
         return V

@@ -189,10 +189,8 @@ class DistributedLinearization(Linearization):
     def class_gram(self):
         return self.objective.sum(_sums.class_gram, self.chunks)[0]
 
-    def curvature_diagonal(self, U):
-        D = self.objective.sum(_sums.curvature_diagonal, self.chunks, U=U)[0]
-        D[: self.objective.n_features] += self.objective.l2
-        return D.astype(self.objective.dtype)
+    def curvature_sums(self, U):
+        return self.objective.sum(_sums.curvature_sums, self.chunks, U=U)
 
     def entropy(self):
         return float(self.objective.sum(_sums.entropy, self.chunks)[0])

@@ -116,8 +116,8 @@ def class_gram(objective, linearization):
 
 
 @numeric
-def curvature_diagonal(objective, linearization, *, U):
-    return (_at(objective, linearization).curvature_diagonal(U),)
+def curvature_sums(objective, linearization, *, U):
+    return _at(objective, linearization).curvature_sums(U)
 
 
 @numeric
