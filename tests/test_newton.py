@@ -8,6 +8,7 @@ from scipy import sparse
 from scipy.optimize import minimize_scalar
 from shared import QuietMonitor, like
 
+from softreg import _preconditioners
 from softreg._class_directions import class_directions, class_gram, directional_curvature
 from softreg._design_matrix import design_matrix
 from softreg._objective import Linearization, Objective, inner
@@ -383,9 +384,9 @@ def test_iterations_on_wild_units_and_confused_classes():
 @pytest.mark.parametrize("name", ["identity", *ALL])
 def test_conjugate_gradients_against_a_dense_solve(name, kind):
     """To the end, after the 20 products that `confirm` asks for, and in a small region. Residuals of 1e-6 leave 1e-12
-    of the gap over the smallest eigenvalue of M^-1 H, some 1e-3 at worst. Twenty products' estimate was up to 1.9 times the
-    gap, where the smallest eigenvalue is seen just then; the rounding of other machines changed it by a fifth. Sums of
-    300 rows round by some 20 eps, and residuals drift by 2e3 eps of the first in 71 products."""
+    of the gap over the smallest eigenvalue of M^-1 H, some 1e-3 at worst. Twenty products' estimate was up to 1.9 times
+    the gap, where the smallest eigenvalue is seen just then; the rounding of other machines changed it by a fifth. Sums
+    of 300 rows round by some 20 eps, and residuals drift by 2e3 eps of the first in 71 products."""
     objective, W = of_kind(name, **kind)
     at = objective.linearize(W * W.dtype.type(0.7))
     M = Identity() if name == "identity" else refreshed(ALL[name], at)
@@ -778,6 +779,38 @@ def test_an_eigenvalue_that_was_seen_counts_for_later_solves():
     assert 0.01 < run.smallest < 0.02  # the more products do not see it, the less it counts
     run.note(solved(smallest=0.005, products=1))
     assert run.smallest == 0.005
+
+
+@pytest.mark.parametrize(
+    ("products", "passes", "earned"), [(9, 1.0, True), (8, 1.0, False), (9, 0.9, False)], ids=["", "short", "early"]
+)
+def test_blocks_are_built_once_passes_took_as_long(products, passes, earned, monkeypatch):
+    monkeypatch.setattr(_preconditioners, "EXACT_SIZE", 0)
+    objective, W = problem()
+    run = run_at(objective.linearize(W))
+    assert type(run.M) is ScaledCorrelation
+    run.solution, run.result.passes = solved(products=products, decrease=1.0), passes * Blocks.cost(objective)
+    run.decrease, run.is_lower, run.step_size = 1.0, True, 1.0
+    run.adapt_model()
+    assert type(run.M) is (Blocks if earned else ScaledCorrelation)
+
+
+def test_the_cost_of_blocks_is_that_of_their_products():
+    """They take all 300 rows here, and p^2 multiplications a row and class; a Hessian product takes 2 p."""
+    objective, _ = problem()
+    assert Blocks.cost(objective) == objective.shape[1] / 2
+
+
+@pytest.mark.parametrize(("decrease", "is_near"), [(0.001, True), (0.5, False)])
+def test_no_estimate_where_f_itself_is_about_to_be_a_proof(decrease, is_near):
+    """F is above the target, and the next step may bring it below. What remains after the solve would be near."""
+    objective, W = problem()
+    run = run_at(objective.linearize(W))
+    run.result.tol = 0.9 * run.at.value / objective.null_loss
+    run.decrease = decrease * run.at.value
+    solution = solved(decrease=run.decrease, decrement=run.decrease, smallest=1.0)
+    assert solution.remaining(run.decrease, run.norm) <= run.result.target
+    assert run.is_near(solution) is is_near
 
 
 @pytest.mark.parametrize("l2", [1e-3, 0.1])
