@@ -111,7 +111,7 @@ def test_options_of_skl2onnx():
     assert classes.tolist() == model.classes_.tolist()
     _, mapped = run(model, X, zipmap=True)
     assert list(mapped[0]) == model.classes_.tolist()
-    assert np.abs([list(row.values()) for row in mapped] - P).max() < 1e-5  # of float32: logits are sums of terms up to some 30
+    assert np.abs([list(row.values()) for row in mapped] - P).max() < 1e-5  # float32: logits up to some 30
     assert len(run(model, X, zipmap="columns")) == 1 + len(model.classes_)
 
 
