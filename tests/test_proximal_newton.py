@@ -124,7 +124,9 @@ def loss(objective, W):
 # --- kernels ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["quadratic_descent", "column_descent", "newton_step", "shift_classes"])
+@pytest.mark.parametrize(
+    "name", ["quadratic_descent", "column_descent", "newton_step", "shift_classes", "minimize_quadratic"]
+)
 def test_kernels_and_twins_have_the_same_parameters(name):
     ours, twin = (inspect.signature(getattr(module, name)) for module in (_coordinate_descent, reference))
     assert list(ours.parameters) == list(twin.parameters)
@@ -282,6 +284,34 @@ def test_weights_of_a_feature_are_shifted_to_the_least_penalty(kernels, K, l2):
     np.testing.assert_allclose(g, l2s * w, atol=1e-15)
     assert not w[shared[0]].any()
     np.testing.assert_array_equal(w[shared[-1]], before[shared[-1]])
+
+
+@BOTH
+@pytest.mark.parametrize("l2", [0.0, 0.02])
+@pytest.mark.parametrize("seed", range(10))
+def test_both_in_turn_reach_the_minimum_and_tell_the_decrease(kernels, seed, l2):
+    H, l1, shared, first, w = model_with_zeros(seed, l2=l2)
+    g, v = first.copy(), w.copy()
+    l2s = np.where(l1 > 0, l2, 0.0)
+    decrease = kernels.minimize_quadratic(H, l1, l2s, shared, g, v, 1e-10, np.inf, 100, 50, 20, 1e-2)
+    np.testing.assert_allclose(g, first + H @ (v - w), atol=1e-11)  # rounding of numbers below 100
+    off = np.where(v == 0, np.maximum(np.abs(g) - l1, 0), np.abs(g + np.sign(v) * l1))
+    assert off.max() <= 1e-10
+    np.testing.assert_allclose(decrease, -model_value(H, l1, first, w, v), rtol=1e-11)  # rounding
+
+
+@pytest.mark.parametrize("limits", [(100, 50), (100, 1), (3, 50)], ids=["free", "one round", "large support"])
+@pytest.mark.parametrize("small", [0.0, np.inf])
+@pytest.mark.parametrize("seed", range(10))
+def test_both_in_turn_equal_their_twin(seed, small, limits):
+    H, l1, shared, g, w = model_with_zeros(seed)
+    outcomes = []
+    for kernels in (_coordinate_descent, reference):
+        outcomes.append((g.copy(), w.copy()))
+        given = H, l1, np.zeros_like(l1), shared, *outcomes[-1], 1e-6, small, *limits, 3, 1e-2
+        outcomes[-1] += (kernels.minimize_quadratic(*given),)
+    for ours, twin in zip(*outcomes, strict=True):
+        np.testing.assert_allclose(ours, twin, atol=1e-9)  # rounding times the condition number
 
 
 # --- models -------------------------------------------------------------------------------------------------------
