@@ -27,7 +27,8 @@ HOPEFUL = 2.0  # a proof is tried below this multiple of tol
 AGAIN = 0.6  # ... and after one that failed, below this share of what the step promised then
 REPAIRS, NEARER = 6, 0.7  # dual points that are tried for a proof, each within this share of the gap before
 OVERSHOT = 0.25  # a step that gains less than this share of its promise is shortened
-FARTHER = 0.1  # a step is doubled where that gains this share of what the step did
+STEEP = 0.1  # a step may be doubled where this share of the slope along it is left at its end
+FARTHER = 0.1  # ... and is where that gains this share of what the step did
 TRIALS = 6  # of damping before a step is given up
 FIRST_DAMPING, LEAST_DAMPING = 0.01, 1e-4  # below the least a model is not damped
 MORE, LESS, MUCH_LESS = 4.0, 3.0, 5.0  # factors of the damping after steps that went badly, well and as predicted
@@ -190,12 +191,14 @@ class ProximalNewton:
             size = 0.5 * decrease / (decrease - gained)
             shorter = self.evaluate(at.V + max(size, 0.05) * step)
             return shorter if shorter.value < new.value else new
-        while decrease > self.target:
-            size *= 2
-            farther = self.evaluate(at.V + size * step)
-            if not new.value - farther.value >= FARTHER * gained:
-                break
-            new = farther
+        if decrease > self.target:
+            steep = STEEP * at.slope(step)
+            while new.slope(step) < steep:
+                size *= 2
+                farther = self.evaluate(at.V + size * step)
+                if not new.value - farther.value >= FARTHER * gained:
+                    break
+                new = farther
         return new
 
     def settle(self, last, model):
@@ -252,7 +255,8 @@ class ProximalNewton:
         # a model over all rows whose damping is 1 lies above the objective
         hopeless = not self.is_early and (self.decrease <= nothing or (self.damping == 1 and self.is_exact))
         is_late = self.decrease <= LATE * self.target
-        if hopeless or (is_late and self.at.gap_estimate <= HOPEFUL * self.target):
+        is_open = self.at.loss - self.lower_bound > self.target
+        if hopeless or (is_open and is_late and self.at.gap_estimate <= HOPEFUL * self.target):
             self.lower_bound = max(self.at.lower_bound, self.lower_bound)
         result.bound(self.lower_bound)
         is_idle = hopeless and self.gained <= nothing and result.gap > 0.7 * before
@@ -351,6 +355,12 @@ class _Point:
         c, g = self.coordinates, self.gradient + self.coordinates.l2 * self.V
         off = np.where(self.V == 0, np.maximum(np.abs(g) - c.l1, 0), np.abs(g + np.sign(self.V) * c.l1))
         return off.max() / c.strength
+
+    def slope(self, step):
+        """Return the slope of `value` along a step (L, p)."""
+        c, V = self.coordinates, self.V
+        of_penalty = c.l1 * np.where(V == 0, np.abs(step), np.sign(V) * step)
+        return np.sum((self.gradient + c.l2 * V) * step + of_penalty)
 
     def dual_along(self, step, long=()):
         """Return what `dual` is, for the first-order change of the probabilities along a step (L, p).
