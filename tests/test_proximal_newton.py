@@ -616,6 +616,7 @@ def test_a_path_is_cheaper_with_warm_starts():
 def test_small_working_sets_lead_to_the_same_optimum(density, monkeypatch):
     objective = problem(d=60, density=density, l1=2e-3)
     large = solve(objective, tol=1e-8)
+    monkeypatch.setattr(solver, "MANY", objective.zeros().size - 1)
     monkeypatch.setattr(solver, "ROOM", 5)
     sizes, original = [], solver.ProximalNewton.working_set
     monkeypatch.setattr(
@@ -687,6 +688,29 @@ def test_penalties_that_get_weaker_lead_to_the_same_optimum_through_smaller_supp
     assert in_turn.stopped_on == at_once.stopped_on == "gap"
     assert abs(loss(objective, in_turn.W) - loss(objective, at_once.W)) <= 1e-4 * objective.null_loss
     assert len(solve(objective, in_turn.W).history) == 1  # a start near the optimum begins with its own penalty
+
+
+def test_a_penalty_stays_while_models_fail_or_large_ones_are_far_from_its_optimum(monkeypatch):
+    X, y = load_digits(return_X_y=True)
+    objective = classification(X, y, 1e-3)
+    strengths, original = [], solver.ProximalNewton.step
+    monkeypatch.setattr(
+        solver.ProximalNewton, "step", lambda self: original(self) or strengths.append(self.coordinates.strength)
+    )
+    at_once = solve(objective)
+    n_strengths = len(strengths)
+    strengths.clear()
+    monkeypatch.setattr(solver, "LARGE", 0)
+    monkeypatch.setattr(solver, "UNSETTLED", 1.5)
+    patient = solve(objective)
+    assert len(strengths) > n_strengths
+    assert (np.diff(strengths)[:-1] == 0).any()  # beside the last ones, which are that of the objective
+    assert strengths[-1] == objective.l1
+    assert patient.stopped_on == at_once.stopped_on == "gap"
+    run = solver.ProximalNewton(objective, objective.zeros(), Options(100, 1e-4, np.random.RandomState(0)))
+    original(run)
+    for run.is_exact, run.gained, expected in ((False, -1.0, True), (True, -1.0, False)):
+        assert run.is_waiting == expected
 
 
 def test_nothing_that_is_given_changes():

@@ -32,8 +32,9 @@ FARTHER = 0.1  # ... and is where that gains this share of what the step did
 TRIALS = 6  # of damping before a step is given up
 FIRST_DAMPING, LEAST_DAMPING = 0.01, 1e-4  # below the least a model is not damped
 MORE, LESS, MUCH_LESS = 4.0, 3.0, 5.0  # factors of the damping after steps that went badly, well and as predicted
-ROOM = 500  # coefficients that a working set may take beyond those that are not zero; or as many as these
-MANY = 500  # coefficients from which the first models have a stronger l1
+ROOM = 100  # coefficients that a working set may take beyond those that are not zero; or as many as these, or half
+MANY = 500  # coefficients from which models have working sets, and the first ones a stronger l1
+UNSETTLED = 6.0  # violation after a step, as a share of l1, above which the penalty of large models stays
 WEAKER = 0.3  # l1 of a model over the largest gradient, while that is larger than l1
 NEAR = 0.2  # share of l1 from which a zero coefficient may join a working set
 FORCING = 0.01  # a model is solved until violations are down to this share, or to what the gap asks for
@@ -172,11 +173,20 @@ class ProximalNewton:
         """
         c, strength = self.coordinates, 0.0
         was_early = self.is_early and np.isfinite(c.strength)  # infinite before the first choice
+        if was_early and self.is_waiting:
+            return
         if self.at.V.size > MANY and self.objective.design.can_center:
             strength = WEAKER * min(c.strength, np.abs(self.at.gradient[:, : c.n_features]).max(initial=0.0))
         c.set_strength(max(strength, self.objective.l1))
         if was_early and not self.is_early:  # few more steps will follow, and all have many coefficients
             self.n_sampled = self.objective.n_rows
+
+    @property
+    def is_waiting(self):
+        """True if the next model keeps the penalty: the last one failed, or large models shall not get larger yet."""
+        if self.gained <= 0:
+            return not self.is_exact
+        return self.at.V.size > LARGE and self.gained > self.target and self.at.violation > UNSETTLED
 
     def line_search(self, new, step, decrease):
         """Return the best point found along a step from `self.at` to `new`, for which a model promised the decrease.
@@ -246,6 +256,8 @@ class ProximalNewton:
             self.n_sampled = self.objective.n_rows
         elif decrease > SLOW * self.decrease or self.gained < OVERSHOT * decrease:
             self.n_sampled *= 2
+            if not self.is_exact and self.gained <= 0:  # no damping helped; another sample needs less, or none does
+                self.damping = min(self.damping, FIRST_DAMPING)
 
     def judge(self):
         """Record the iteration, and bound the gap."""
@@ -288,26 +300,34 @@ class ProximalNewton:
         size = max(self.n_sampled, ROWS_EACH * max(m // a_row, self.objective.n_features))
         return n if n * m**2 <= SMALL_WORK else min(size, n)
 
+    @cached_property
+    def every(self):
+        """The rows of V and the features of all coefficients."""
+        return _positions(np.ones(self.at.V.shape, bool))
+
     def working_set(self, at):
         """Return the rows of V and the features of the coefficients that the next model covers, in C order.
 
-        They are the intercepts, the coefficients that are not zero, and of the others those that promise most: by
-        the decrease that each could bring alone, then by how near they are to a violation.
+        Few coefficients are all there. Of many, there are the intercepts, the coefficients that are not zero, and of
+        the others those that promise most: by the decrease that each could bring alone, then by how near they are to
+        a violation.
         """
+        if at.V.size <= MANY:
+            return self.every
         c = self.coordinates
         chosen = at.V != 0
         chosen[:, c.n_features :] = True
         excess = np.abs(at.gradient)
         excess -= c.l1
         candidates = np.nonzero((excess > -NEAR * c.l1) & ~chosen)
-        room = max(ROOM, np.count_nonzero(chosen))
+        room = max(ROOM, np.count_nonzero(chosen) // (2 if chosen.size > LARGE else 1))
         if len(candidates[0]) > room:
             excess = excess[candidates]
             promise = np.where(excess > 0, excess * np.abs(excess) / c.curvature[candidates], excess)
             best = np.argpartition(-promise, room)[:room]
             candidates = tuple(part[best] for part in candidates)
         chosen[candidates] = True
-        return tuple(np.ascontiguousarray(part) for part in np.nonzero(chosen))
+        return _positions(chosen)
 
 
 class _Point:
@@ -389,6 +409,11 @@ class _Point:
     def gap(self):
         """A bound on F - min F."""
         return self.loss - self.lower_bound
+
+
+def _positions(chosen):
+    """Return the rows and the columns of what is True, in C order."""
+    return tuple(np.ascontiguousarray(part) for part in np.nonzero(chosen))
 
 
 def _scaled(objective, entropy, G):

@@ -22,6 +22,7 @@ from softreg._solvers.centred_coordinates import BLOCK_NUMBERS
 
 ROUNDS, SWEEPS = 50, 20  # of coordinate descent and a Newton step at most, and of coordinate descent in a round
 ROUNDS_BEFORE_NEWTON = 5  # where the Hessian over the support has to be made for it
+NARROW = 256  # features up to which it may be; the products of more do not fit the cache
 NEARLY_FULL = 0.6  # share of the coefficients of its features above which the Hessian over these is made for all
 SMALL_GAIN = 1e-2  # a round that gains less than this share of the whole ends an early solve
 
@@ -177,10 +178,11 @@ def hessian_and_bound(coordinates, linearization, classes, features, positions=N
     (p_c [same class] - p_c p_d) x_c x_d over the rows.
     """
     used, column = _numbered(features)
+    is_full = len(used) <= NARROW and len(classes) > NEARLY_FULL * coordinates.n_rows * len(used)
     at = coordinates, linearization, classes, used, column, positions
     if not linearization.objective.coef(linearization.W).any():
         H = _hessian_of_null_model(*at)
-    elif coordinates.objective.design.can_center and len(classes) > NEARLY_FULL * coordinates.n_rows * len(used):
+    elif coordinates.objective.design.can_center and is_full:
         H = _dense_hessian(*at)
     else:
         H = _hessian_by_blocks(*at)
@@ -272,6 +274,7 @@ def _numbered(features):
 
 def _shared_features(features, n_rows):
     """Return the positions of each feature that is there for all of several rows, (q, n_rows)."""
+    if n_rows == 1:
+        return np.empty((0, 1), np.intp)
     order, counts = np.argsort(features, kind="stable"), np.bincount(features, minlength=1)
-    complete = np.repeat((counts == n_rows) & (n_rows > 1), counts)
-    return order[complete].reshape(-1, n_rows)
+    return order[np.repeat(counts == n_rows, counts)].reshape(-1, n_rows)
