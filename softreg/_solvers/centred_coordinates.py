@@ -110,7 +110,7 @@ class CentredCoordinates:
 
     def gradient(self, G):
         """Return the gradient in V, from that of the loss in W, (K, p) float64."""
-        g = self._rows(G - G.mean(axis=0))  # the sum over the classes is zero but for rounding
+        g = self._rows(G - G.sum(axis=0) / len(G))  # the sum over the classes is zero but for rounding
         if self.objective.fit_intercept:
             g[:, : self.n_features] -= g[:, self.n_features :] * self.mean
         return g

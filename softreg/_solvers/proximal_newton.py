@@ -36,7 +36,7 @@ ROOM = 100  # coefficients that a working set may take beyond those that are not
 MANY = 500  # coefficients from which models have working sets, and the first ones a stronger l1
 UNSETTLED = 6.0  # violation after a step, as a share of l1, above which the penalty of large models stays
 WEAKER = 0.3  # l1 of a model over the largest gradient, while that is larger than l1
-NEAR = 0.2  # share of l1 from which a zero coefficient may join a working set
+NEAR = 0.1  # share of l1 from which a zero coefficient may join a working set
 FORCING = 0.01  # a model is solved until violations are down to this share, or to what the gap asks for
 SPARE, COARSEST = 0.3, 0.1  # share of tol that violations of optimality conditions may take, and the most they may be
 
@@ -361,7 +361,8 @@ class _Point:
         if self.precise:
             return self.dual[1]
         objective, G = self.coordinates.objective, np.array(self.linearization.gradient, np.float64)
-        objective.coef(G)[...] -= objective.l2 * objective.coef(self.W).astype(np.float64)
+        if objective.l2:
+            objective.coef(G)[...] -= objective.l2 * objective.coef(self.W).astype(np.float64)
         return G
 
     @cached_property

@@ -24,7 +24,7 @@ ROUNDS, SWEEPS = 50, 20  # of coordinate descent and a Newton step at most, and 
 ROUNDS_BEFORE_NEWTON = 5  # where the Hessian over the support has to be made for it
 NARROW = 256  # features up to which it may be; the products of more do not fit the cache
 NEARLY_FULL = 0.6  # share of the coefficients of its features above which the Hessian over these is made for all
-SMALL_GAIN = 1e-2  # a round that gains less than this share of the whole ends an early solve
+SMALL_GAIN = 3e-2  # a round that gains less than this share of the whole ends an early solve
 
 
 class Model:
@@ -78,7 +78,8 @@ class HessianModel(Model):
     def __init__(self, coordinates, linearization, working, positions=None):
         super().__init__(coordinates, working, positions is None)
         self.H, self.B = self.sums_over_rows(linearization, positions)
-        self.H[np.diag_indices_from(self.H)] += self.l2
+        if self.l2.any():
+            self.H[np.diag_indices_from(self.H)] += self.l2
 
     def sums_over_rows(self, linearization, positions):
         """Return the Hessian of the loss and a `Bound` of it, from the rows at positions."""
