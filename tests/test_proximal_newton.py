@@ -418,6 +418,35 @@ def test_a_dual_point_that_misses_the_conditions_is_repaired(monkeypatch):
     assert iterations[0] < iterations[1]
 
 
+@pytest.mark.parametrize("load", [load_iris, load_wine])
+def test_proofs_with_hessians_of_their_own_come_earlier(load, monkeypatch):
+    """The model at the point itself counts on curvature that rows have lost whose probabilities became zero."""
+    X, y = load(return_X_y=True)
+    objective, iterations = classification(X, y, 1e-4), []
+    best = solve(objective, tol=1e-10)
+    for renews in (True, False):
+        if not renews:
+            monkeypatch.setattr(solver, "SMALL_WORK", 0)
+            monkeypatch.setattr(solver.ProximalNewton, "sample", lambda self, m: None)
+        result = solve(objective, tol=1e-3)
+        assert result.stopped_on == "gap"
+        assert result.loss - best.loss <= result.gap * result.null_loss + 1e-12  # rounding
+        iterations.append(len(result.history))
+    assert iterations[0] < iterations[1]
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted", "no intercept", "part", "soft", "binary", "elastic net"])
+def test_moved_probabilities_have_the_dual_point_along_the_step(kind):
+    objective = problem(**KINDS[kind])
+    c = CentredCoordinates(objective)
+    V, step = (0.3 * np.random.default_rng(i).normal(size=c.curvature.shape) / np.sqrt(c.curvature) for i in (3, 4))
+    at = objective.linearize(c.to_weights(V))
+    moved = c.moved(at, step)
+    np.testing.assert_allclose(moved.W, c.to_weights(V + step), atol=1e-12)  # rounding
+    for one, other in zip(c.dual_point_along(at, step), c.dual_point_along(moved, None), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("kind", ["plain", "weighted", "no intercept", "soft", "binary", "sparse", "offset"])
 def test_all_ways_to_the_hessian_agree(kind):
     objective = problem(**KINDS[kind])

@@ -19,13 +19,13 @@ NOISY = 1e-3  # share of tol below which a step may be judged by the gap
 NOTHING = 1e-6  # share of tol that is not worth an iteration, where it does not bring a proof nearer
 FIRST_SAMPLE, ROWS_EACH = 8, 4  # the first Hessians take one row in 8, and at least 4 for each coefficient
 LARGE = 1500  # coefficients from which a row counts for several
-SMALL_WORK = 1e8  # n m^2 up to which a Hessian over m coefficients takes all rows
+SMALL_WORK = 1e8  # n m^2 up to which a Hessian over m coefficients takes all rows, and a proof has Hessians of its own
 SLOW = 0.5  # the sample doubles where a step promises more than this share of what the last one did
 LATE = 10  # where a step promises less than this multiple of tol, Hessians take all rows
 WARM = 300  # at a start within this multiple of tol, too
 HOPEFUL = 2.0  # a proof is tried below this multiple of tol
 AGAIN = 0.6  # ... and after one that failed, below this share of what the step promised then
-REPAIRS, NEARER = 6, 0.7  # dual points that are tried for a proof, each within this share of the gap before
+REPAIRS, NEARER = 6, 0.9  # dual points that are tried for a proof, each within this share of the gap before
 OVERSHOT = 0.25  # a step that gains less than this share of its promise is shortened
 STEEP = 0.1  # a step may be doubled where this share of the slope along it is left at its end
 FARTHER = 0.1  # ... and is where that gains this share of what the step did
@@ -75,6 +75,7 @@ class ProximalNewton:
     n_sampled : rows of the next Hessian, at least
     lower_bound : the best that was proven
     hopeful : a model that promises at most this is asked for a proof
+    renews_models : whether proofs are repaired with Hessians of their own
     gained : by what the last step decreased the objective
     is_exact : whether the last Hessian was that of all rows
     idle : iterations in a row that could gain next to nothing, and brought the gap no nearer
@@ -90,6 +91,8 @@ class ProximalNewton:
         if not W.any():
             V[:, objective.n_features :] = self.coordinates.null_intercepts
         self.damping, self.last_damping, self.decrease, self.idle = 0.0, FIRST_DAMPING, np.inf, 0
+        is_dense = objective.design.can_center and objective.dtype == np.float64
+        self.renews_models = is_dense and objective.n_rows * V.size**2 <= SMALL_WORK
         self.lower_bound, self.hopeful = -np.inf, HOPEFUL * self.target
         self.at = self.evaluate(V)
         is_near = W.any() and self.at.gap <= WARM * self.target
@@ -224,22 +227,27 @@ class ProximalNewton:
         """Bound the minimum by the dual point that the model at `self.at` has at its own minimum, a step away.
 
         Its probabilities change in proportion to the step, but do not fall below zero. So they may miss the optimality
-        conditions, which the model's minimum meets. The model is then minimised again, from the gradient that they
-        have, as long as that brings them much nearer.
+        conditions, which the model's minimum meets. A model is then minimised again, from the gradient that they have,
+        as long as that brings them nearer. Where a Hessian costs little, it is that at the new probabilities.
         """
-        at, before = self.at, np.inf
-        long = _rounding.long_features(self.objective, max(at.loss, 1.0), SPARE * self.target)
+        c, V, along, before = self.coordinates, self.at.V, self.at.linearization, np.inf
+        long = _rounding.long_features(self.objective, max(self.at.loss, 1.0), SPARE * self.target)
         for _ in range(REPAIRS):
-            entropy, G = at.dual_along(step, long)
+            if self.renews_models:
+                along = c.moved(along, step)
+                entropy, G = c.dual_point_along(along, None, long)
+            else:
+                entropy, G = self.at.dual_along(V + step - self.at.V, long)
             gap = loss - _scaled(self.objective, entropy, G)
             if gap <= HOPEFUL * self.target:  # for rounding: they may be as far from Y as distributions can be
-                bound = bound_of_distributions(self.objective, entropy, G, max(at.loss, 1.0), np.float64, long)
+                bound = bound_of_distributions(self.objective, entropy, G, max(self.at.loss, 1.0), np.float64, long)
                 self.lower_bound = max(self.lower_bound, bound)
             if loss - self.lower_bound <= self.target or gap > NEARER * before:
                 break
-            before = gap
-            V, _ = model.minimize(at.V + step, self.coordinates.gradient(G), 0.0, accuracy, self.target)
-            step = V - at.V
+            V, before = V + step, gap
+            if self.renews_models:
+                model = HessianModel(c, along, model.working)
+            step = model.minimize(V, c.gradient(G), 0.0, accuracy, self.target)[0] - V
 
     def adapt_damping(self, ratio):
         """Set the damping by how much of its promise the last model kept."""

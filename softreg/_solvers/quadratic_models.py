@@ -24,7 +24,7 @@ ROUNDS, SWEEPS = 50, 20  # of coordinate descent and a Newton step at most, and 
 ROUNDS_BEFORE_NEWTON = 5  # where the Hessian over the support has to be made for it
 NARROW = 256  # features up to which it may be; the products of more do not fit the cache
 NEARLY_FULL = 0.6  # share of the coefficients of its features above which the Hessian over these is made for all
-SMALL_GAIN = 3e-2  # a round that gains less than this share of the whole ends an early solve
+SMALL_GAIN = 1e-2  # a round that gains less than this share of the whole ends an early solve
 
 
 class Model:
