@@ -36,6 +36,32 @@ cdef inline double _violation(double w, double slope, double l1) noexcept nogil:
     return fmax(fabs(slope) - l1, 0) if w == 0 else fabs(slope + (l1 if w > 0 else -l1))
 
 
+cdef Py_ssize_t _descend(
+    const double[:, ::1] H, const double[::1] l1, double[::1] g, double[::1] w, double tolerance,
+    Py_ssize_t max_sweeps,
+) noexcept nogil:
+    """See `quadratic_descent`."""
+    cdef Py_ssize_t j, sweeps = 0
+    cdef int m = <int>g.shape[0], one = 1
+    cdef double step, worst
+    cdef bint all_coordinates = True
+    while sweeps < max_sweeps:
+        sweeps += 1
+        worst = 0
+        for j in range(m):
+            if w[j] == 0 and l1[j] > 0 and not all_coordinates:
+                continue
+            worst = fmax(worst, _violation(w[j], g[j], l1[j]))
+            step = _minimizer(w[j], g[j], H[j, j], l1[j]) - w[j]
+            if step != 0:
+                w[j] += step
+                daxpy(&m, &step, <double*>&H[j, 0], &one, &g[0], &one)
+        if worst <= tolerance and all_coordinates:
+            break
+        all_coordinates = worst <= tolerance
+    return sweeps
+
+
 def quadratic_descent(
     const double[:, ::1] H, const double[::1] l1, double[::1] g, double[::1] w, double tolerance,
     Py_ssize_t max_sweeps,
@@ -46,25 +72,9 @@ def quadratic_descent(
     coordinates is followed by sweeps over those that are not zero, until none of these violates its optimality
     condition by more than the tolerance; then all are visited again. Return the number of sweeps.
     """
-    cdef Py_ssize_t j, sweeps = 0
-    cdef int m = <int>g.shape[0], one = 1
-    cdef double step, worst
-    cdef bint all_coordinates = True
+    cdef Py_ssize_t sweeps
     with nogil:
-        while sweeps < max_sweeps:
-            sweeps += 1
-            worst = 0
-            for j in range(m):
-                if w[j] == 0 and l1[j] > 0 and not all_coordinates:
-                    continue
-                worst = fmax(worst, _violation(w[j], g[j], l1[j]))
-                step = _minimizer(w[j], g[j], H[j, j], l1[j]) - w[j]
-                if step != 0:
-                    w[j] += step
-                    daxpy(&m, &step, <double*>&H[j, 0], &one, &g[0], &one)
-            if worst <= tolerance and all_coordinates:
-                break
-            all_coordinates = worst <= tolerance
+        sweeps = _descend(H, l1, g, w, tolerance, max_sweeps)
     return sweeps
 
 
@@ -192,16 +202,10 @@ cdef double _line_minimum(
     return t
 
 
-def newton_step(
+cdef int _newton_step(
     const double[:, ::1] H, const double[::1] l1, const Py_ssize_t[:, ::1] shared, double[::1] g, double[::1] w
-):
-    """Go towards the minimum of the model over the coordinates that are not zero or not penalised.
-
-    The step goes to the minimum along its line, where the penalty has kinks, or stops each coordinate at zero that it
-    would take across, whichever is lower. H (m, m) is symmetric. Each row of shared (q, K) has the positions of one
-    feature's coordinates in all classes, of which H does not see a common shift: the step has none. w (m,) INOUT
-    changes by the step, with exact zeros, and g (m,) INOUT, the gradient of the quadratic, too.
-    """
+) except -1 nogil:
+    """See `newton_step`."""
     cdef Py_ssize_t i, j, m = w.shape[0], size = 0
     cdef Support S
     cdef double t, least, slope, curvature, projected
@@ -213,57 +217,118 @@ def newton_step(
     for i in range(m):
         size += w[i] != 0 or l1[i] == 0
     if size == 0:
-        return
+        return 0
     numbers = <double*>malloc((size * (size + 6) + 2 * m) * sizeof(double))
     S.at = <Py_ssize_t*>malloc((size + m) * sizeof(Py_ssize_t))
     if numbers == NULL or S.at == NULL:
         free(numbers)
         free(S.at)
-        raise MemoryError(f"{size * size * sizeof(double)} bytes of scratch memory")
+        with gil:
+            raise MemoryError(f"{size * size * sizeof(double)} bytes of scratch memory")
+    S.size, S.position, S.A = size, S.at + size, numbers
+    S.slope = numbers + size * size
+    S.step, S.kink, S.scale, S.diagonal = S.slope + size, S.slope + 2 * size, S.slope + 3 * size, S.slope + 4 * size
+    line = S.slope + 5 * size
+    curved, other = line + size, line + size + m
+    j = 0
+    for i in range(m):
+        S.position[i] = -1
+        if w[i] != 0 or l1[i] == 0:
+            S.at[j], S.position[i] = i, j
+            S.slope[j] = g[i] + (l1[i] if w[i] > 0 else (-l1[i] if w[i] < 0 else 0))
+            j += 1
+    _gather(&H[0, 0], m, shared, &S)
+    _solve(&S)
+    for j in range(size):
+        i = S.at[j]
+        S.kink[j] = -w[i] / S.step[j] if l1[i] > 0 and w[i] * S.step[j] < 0 else INFINITY
+        ends = ends or S.kink[j] <= 1 + 1e-9     # what is left of the others is rounding
+    _curve(&H[0, 0], m, &S, curved)
+    slope = _quadratic(&S, curved, &curvature)
+    t = _line_minimum(&S, l1, slope, curvature, &least)
+    if ends:                  # as an alternative, stop these at zero and let the others go all the way
+        memcpy(line, S.step, size * sizeof(double))
+        for j in range(size):
+            if S.kink[j] <= 1 + 1e-9:
+                S.step[j] = -w[S.at[j]]
+        _curve(&H[0, 0], m, &S, other)
+        projected = _quadratic(&S, other, &curvature)
+        projected += 0.5 * curvature
+        if projected < least:
+            curved = other
+        else:
+            memcpy(S.step, line, size * sizeof(double))
+            ends = False
+    if ends:
+        t = 1
+    for j in range(size):
+        i = S.at[j]
+        w[i] = 0 if (S.kink[j] <= 1 + 1e-9 if ends else S.kink[j] == t) else w[i] + t * S.step[j]
+    for i in range(m):
+        g[i] += t * curved[i]
+    free(numbers)
+    free(S.at)
+    return 0
+
+
+def newton_step(
+    const double[:, ::1] H, const double[::1] l1, const Py_ssize_t[:, ::1] shared, double[::1] g, double[::1] w
+):
+    """Go towards the minimum of the model over the coordinates that are not zero or not penalised.
+
+    The step goes to the minimum along its line, where the penalty has kinks, or stops each coordinate at zero that it
+    would take across, whichever is lower. H (m, m) is symmetric. Each row of shared (q, K) has the positions of one
+    feature's coordinates in all classes, of which H does not see a common shift: the step has none. w (m,) INOUT
+    changes by the step, with exact zeros, and g (m,) INOUT, the gradient of the quadratic, too.
+    """
     with nogil:
-        S.size, S.position, S.A = size, S.at + size, numbers
-        S.slope = numbers + size * size
-        S.step, S.kink, S.scale, S.diagonal = S.slope + size, S.slope + 2 * size, S.slope + 3 * size, S.slope + 4 * size
-        line = S.slope + 5 * size
-        curved, other = line + size, line + size + m
-        j = 0
-        for i in range(m):
-            S.position[i] = -1
-            if w[i] != 0 or l1[i] == 0:
-                S.at[j], S.position[i] = i, j
-                S.slope[j] = g[i] + (l1[i] if w[i] > 0 else (-l1[i] if w[i] < 0 else 0))
-                j += 1
-        _gather(&H[0, 0], m, shared, &S)
-        _solve(&S)
-        for j in range(size):
-            i = S.at[j]
-            S.kink[j] = -w[i] / S.step[j] if l1[i] > 0 and w[i] * S.step[j] < 0 else INFINITY
-            ends = ends or S.kink[j] <= 1 + 1e-9     # what is left of the others is rounding
-        _curve(&H[0, 0], m, &S, curved)
-        slope = _quadratic(&S, curved, &curvature)
-        t = _line_minimum(&S, l1, slope, curvature, &least)
-        if ends:                  # as an alternative, stop these at zero and let the others go all the way
-            memcpy(line, S.step, size * sizeof(double))
-            for j in range(size):
-                if S.kink[j] <= 1 + 1e-9:
-                    S.step[j] = -w[S.at[j]]
-            _curve(&H[0, 0], m, &S, other)
-            projected = _quadratic(&S, other, &curvature)
-            projected += 0.5 * curvature
-            if projected < least:
-                curved = other
-            else:
-                memcpy(S.step, line, size * sizeof(double))
-                ends = False
-        if ends:
-            t = 1
-        for j in range(size):
-            i = S.at[j]
-            w[i] = 0 if (S.kink[j] <= 1 + 1e-9 if ends else S.kink[j] == t) else w[i] + t * S.step[j]
-        for i in range(m):
-            g[i] += t * curved[i]
-        free(numbers)
-        free(S.at)
+        _newton_step(H, l1, shared, g, w)
+
+
+cdef int _shift_classes(
+    const Py_ssize_t[:, ::1] shared, const double[::1] l1, const double[::1] l2, double[::1] g, double[::1] w
+) except -1 nogil:
+    """See `shift_classes`."""
+    cdef Py_ssize_t r, i, j, K = shared.shape[1]
+    cdef double penalty, ridge, slope, signs, zeros, shift, before
+    cdef double* kinks
+    if shared.shape[0] == 0:
+        return 0
+    kinks = <double*>malloc(K * sizeof(double))
+    if kinks == NULL:
+        with gil:
+            raise MemoryError(f"{K * sizeof(double)} bytes of scratch memory")
+    for r in range(shared.shape[0]):
+        penalty, ridge = l1[shared[r, 0]], l2[shared[r, 0]]
+        if penalty <= 0:
+            continue
+        slope = signs = zeros = 0
+        for i in range(K):            # kinks: the shifts that make a weight zero, from the least
+            shift = -w[shared[r, i]]
+            slope += g[shared[r, i]]
+            signs += (shift < 0) - (shift > 0)
+            zeros += shift == 0
+            j = i
+            while j > 0 and kinks[j - 1] > shift:
+                kinks[j] = kinks[j - 1]
+                j -= 1
+            kinks[j] = shift
+        if fabs(slope + penalty * signs) <= penalty * (zeros + 1e-9):
+            continue                  # the penalty is least already
+        i = 0
+        while i < K - 1 and _slope_after(slope, K, ridge, penalty, kinks[i], i) < -1e-9 * penalty:
+            i += 1
+        shift, before = kinks[i], _slope_after(slope, K, ridge, penalty, kinks[i], i) - 2 * penalty
+        if before > 1e-9 * penalty and ridge > 0:
+            shift -= before / (K * ridge)
+        for i in range(K):
+            j = shared[r, i]
+            w[j] += shift
+            if fabs(w[j]) <= 1e-13 * fabs(shift):
+                w[j] = 0              # what is left of equal weights is rounding
+            g[j] += l2[j] * shift
+    free(kinks)
+    return 0
 
 
 def shift_classes(
@@ -274,45 +339,8 @@ def shift_classes(
     Each row of shared (q, K) has the positions of one feature. w (m,) INOUT changes, and g (m,) INOUT, the gradient of
     the loss and of l2, too.
     """
-    cdef Py_ssize_t r, i, j, K = shared.shape[1]
-    cdef double penalty, ridge, slope, signs, zeros, shift, before
-    cdef double* kinks
-    if shared.shape[0] == 0:
-        return
-    kinks = <double*>malloc(K * sizeof(double))
-    if kinks == NULL:
-        raise MemoryError(f"{K * sizeof(double)} bytes of scratch memory")
     with nogil:
-        for r in range(shared.shape[0]):
-            penalty, ridge = l1[shared[r, 0]], l2[shared[r, 0]]
-            if penalty <= 0:
-                continue
-            slope = signs = zeros = 0
-            for i in range(K):            # kinks: the shifts that make a weight zero, from the least
-                shift = -w[shared[r, i]]
-                slope += g[shared[r, i]]
-                signs += (shift < 0) - (shift > 0)
-                zeros += shift == 0
-                j = i
-                while j > 0 and kinks[j - 1] > shift:
-                    kinks[j] = kinks[j - 1]
-                    j -= 1
-                kinks[j] = shift
-            if fabs(slope + penalty * signs) <= penalty * (zeros + 1e-9):
-                continue                  # the penalty is least already
-            i = 0
-            while i < K - 1 and _slope_after(slope, K, ridge, penalty, kinks[i], i) < -1e-9 * penalty:
-                i += 1
-            shift, before = kinks[i], _slope_after(slope, K, ridge, penalty, kinks[i], i) - 2 * penalty
-            if before > 1e-9 * penalty and ridge > 0:
-                shift -= before / (K * ridge)
-            for i in range(K):
-                j = shared[r, i]
-                w[j] += shift
-                if fabs(w[j]) <= 1e-13 * fabs(shift):
-                    w[j] = 0              # what is left of equal weights is rounding
-                g[j] += l2[j] * shift
-        free(kinks)
+        _shift_classes(shared, l1, l2, g, w)
 
 
 cdef inline double _slope_after(
@@ -320,6 +348,58 @@ cdef inline double _slope_after(
 ) noexcept nogil:
     """Return the slope of the penalty in the shift just beyond the i-th kink, where its slope at no shift is given."""
     return slope + K * l2 * kink + l1 * (2 * (i + 1) - K)
+
+
+# --- both in turn ---------------------------------------------------------------------------------------------------
+
+cdef double _decrease(
+    const double[::1] l1, const double[::1] g, const double[::1] w, const double* before, const double* first
+) noexcept nogil:
+    """Return the decrease of the model since the coordinates `before`, where its gradient was `first`."""
+    cdef Py_ssize_t i
+    cdef double total = 0
+    for i in range(w.shape[0]):
+        total -= 0.5 * (w[i] - before[i]) * (g[i] + first[i]) + l1[i] * (fabs(w[i]) - fabs(before[i]))
+    return total
+
+
+def minimize_quadratic(
+    const double[:, ::1] H, const double[::1] l1, const double[::1] l2, const Py_ssize_t[:, ::1] shared,
+    double[::1] g, double[::1] w, double tolerance, double small, Py_ssize_t largest, Py_ssize_t max_rounds,
+    Py_ssize_t max_sweeps, double small_gain,
+):
+    """Minimise what `quadratic_descent` does, by that and by Newton steps in turn; return the decrease.
+
+    Rounds end where no optimality condition is violated by more than the tolerance, or where the decrease is more than
+    `small` and the last round had no more than the share small_gain of it. A Newton step is taken where it is over
+    `largest` coordinates at most; weights are then shifted. H contains l2 on its diagonal.
+    """
+    cdef Py_ssize_t _, i, size, m = w.shape[0]
+    cdef double worst, gained, decrease = 0
+    cdef double* before = <double*>malloc((2 * m + 1) * sizeof(double))
+    if before == NULL:
+        raise MemoryError(f"{2 * m * sizeof(double)} bytes of scratch memory")
+    try:
+        with nogil:
+            for i in range(m):
+                before[i], before[m + i] = w[i], g[i]
+            for _ in range(max_rounds):
+                _descend(H, l1, g, w, tolerance, max_sweeps)
+                gained = -decrease
+                decrease = _decrease(l1, g, w, before, before + m)
+                gained += decrease
+                worst, size = 0, 0
+                for i in range(m):
+                    worst = fmax(worst, _violation(w[i], g[i], l1[i]))
+                    size += w[i] != 0 or l1[i] == 0
+                if worst <= tolerance or (decrease > small and gained <= small_gain * decrease):
+                    break
+                if size <= largest:
+                    _newton_step(H, l1, shared, g, w)
+                    _shift_classes(shared, l1, l2, g, w)
+    finally:
+        free(before)
+    return decrease
 
 
 # --- sparse columns -------------------------------------------------------------------------------------------------

@@ -115,6 +115,28 @@ def shift_classes(shared, l1, l2, g, w):
         g[at] += ridge * shift
 
 
+def minimize_quadratic(
+    H, l1, l2, shared, g, w, tolerance, small, largest, max_rounds, max_sweeps, small_gain
+):  # fmt: skip
+    """Minimise what `quadratic_descent` does, by that and by Newton steps in turn; return the decrease.
+
+    Rounds end where no optimality condition is violated by more than the tolerance, or where the decrease is more than
+    `small` and the last round had no more than the share small_gain of it. A Newton step is taken where it is over
+    `largest` coordinates at most; weights are then shifted. H contains l2 on its diagonal.
+    """
+    before, first, decrease = w.copy(), g.copy(), 0.0
+    for _ in range(max_rounds):
+        quadratic_descent(H, l1, g, w, tolerance, max_sweeps)
+        last, decrease = decrease, -0.5 * (w - before) @ (g + first) - l1 @ (np.abs(w) - np.abs(before))
+        worst = max(_violation(*at) for at in zip(w, g, l1, strict=True))
+        if worst <= tolerance or (decrease > small and decrease - last <= small_gain * decrease):
+            break
+        if np.count_nonzero((w != 0) | (l1 == 0)) <= largest:
+            newton_step(H, l1, shared, g, w)
+            shift_classes(shared, l1, l2, g, w)
+    return decrease
+
+
 def column_descent(
     data, indices, indptr, columns, classes, P, s, damping, per_class, slopes, l2, l1, w, Z, means, g, tolerance,
     max_sweeps,

@@ -137,8 +137,9 @@ class Objective:
             Y[np.arange(len(codes)), codes] = 1
         else:
             Y = targets.astype(self.dtype)
-        Y *= 1 - self.label_smoothing
-        Y += self.label_smoothing / self.n_classes
+        if self.label_smoothing:
+            Y *= 1 - self.label_smoothing
+            Y += self.label_smoothing / self.n_classes
         return Y
 
     # --- arrays like W --------------------------------------------------------------------------------------------

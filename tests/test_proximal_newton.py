@@ -124,7 +124,9 @@ def loss(objective, W):
 # --- kernels ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["quadratic_descent", "column_descent", "newton_step", "shift_classes"])
+@pytest.mark.parametrize(
+    "name", ["quadratic_descent", "column_descent", "newton_step", "shift_classes", "minimize_quadratic"]
+)
 def test_kernels_and_twins_have_the_same_parameters(name):
     ours, twin = (inspect.signature(getattr(module, name)) for module in (_coordinate_descent, reference))
     assert list(ours.parameters) == list(twin.parameters)
@@ -284,6 +286,34 @@ def test_weights_of_a_feature_are_shifted_to_the_least_penalty(kernels, K, l2):
     np.testing.assert_array_equal(w[shared[-1]], before[shared[-1]])
 
 
+@BOTH
+@pytest.mark.parametrize("l2", [0.0, 0.02])
+@pytest.mark.parametrize("seed", range(10))
+def test_both_in_turn_reach_the_minimum_and_tell_the_decrease(kernels, seed, l2):
+    H, l1, shared, first, w = model_with_zeros(seed, l2=l2)
+    g, v = first.copy(), w.copy()
+    l2s = np.where(l1 > 0, l2, 0.0)
+    decrease = kernels.minimize_quadratic(H, l1, l2s, shared, g, v, 1e-10, np.inf, 100, 50, 20, 1e-2)
+    np.testing.assert_allclose(g, first + H @ (v - w), atol=1e-11)  # rounding of numbers below 100
+    off = np.where(v == 0, np.maximum(np.abs(g) - l1, 0), np.abs(g + np.sign(v) * l1))
+    assert off.max() <= 1e-10
+    np.testing.assert_allclose(decrease, -model_value(H, l1, first, w, v), rtol=1e-11)  # rounding
+
+
+@pytest.mark.parametrize("limits", [(100, 50), (100, 1), (3, 50)], ids=["free", "one round", "large support"])
+@pytest.mark.parametrize("small", [0.0, np.inf])
+@pytest.mark.parametrize("seed", range(10))
+def test_both_in_turn_equal_their_twin(seed, small, limits):
+    H, l1, shared, g, w = model_with_zeros(seed)
+    outcomes = []
+    for kernels in (_coordinate_descent, reference):
+        outcomes.append((g.copy(), w.copy()))
+        given = H, l1, np.zeros_like(l1), shared, *outcomes[-1], 1e-6, small, *limits, 3, 1e-2
+        outcomes[-1] += (kernels.minimize_quadratic(*given),)
+    for ours, twin in zip(*outcomes, strict=True):
+        np.testing.assert_allclose(ours, twin, atol=1e-9)  # rounding times the condition number
+
+
 # --- models -------------------------------------------------------------------------------------------------------
 
 
@@ -386,6 +416,35 @@ def test_a_dual_point_that_misses_the_conditions_is_repaired(monkeypatch):
         assert result.stopped_on == "gap"
         iterations.append(len(result.history))
     assert iterations[0] < iterations[1]
+
+
+@pytest.mark.parametrize("load", [load_iris, load_wine])
+def test_proofs_with_hessians_of_their_own_come_earlier(load, monkeypatch):
+    """The model at the point itself counts on curvature that rows have lost whose probabilities became zero."""
+    X, y = load(return_X_y=True)
+    objective, iterations = classification(X, y, 1e-4), []
+    best = solve(objective, tol=1e-10)
+    for renews in (True, False):
+        if not renews:
+            monkeypatch.setattr(solver, "SMALL_WORK", 0)
+            monkeypatch.setattr(solver.ProximalNewton, "sample", lambda self, m: None)
+        result = solve(objective, tol=1e-3)
+        assert result.stopped_on == "gap"
+        assert result.loss - best.loss <= result.gap * result.null_loss + 1e-12  # rounding
+        iterations.append(len(result.history))
+    assert iterations[0] < iterations[1]
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted", "no intercept", "part", "soft", "binary", "elastic net"])
+def test_moved_probabilities_have_the_dual_point_along_the_step(kind):
+    objective = problem(**KINDS[kind])
+    c = CentredCoordinates(objective)
+    V, step = (0.3 * np.random.default_rng(i).normal(size=c.curvature.shape) / np.sqrt(c.curvature) for i in (3, 4))
+    at = objective.linearize(c.to_weights(V))
+    moved = c.moved(at, step)
+    np.testing.assert_allclose(moved.W, c.to_weights(V + step), atol=1e-12)  # rounding
+    for one, other in zip(c.dual_point_along(at, step), c.dual_point_along(moved, None), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("kind", ["plain", "weighted", "no intercept", "soft", "binary", "sparse", "offset"])
@@ -586,6 +645,7 @@ def test_a_path_is_cheaper_with_warm_starts():
 def test_small_working_sets_lead_to_the_same_optimum(density, monkeypatch):
     objective = problem(d=60, density=density, l1=2e-3)
     large = solve(objective, tol=1e-8)
+    monkeypatch.setattr(solver, "MANY", objective.zeros().size - 1)
     monkeypatch.setattr(solver, "ROOM", 5)
     sizes, original = [], solver.ProximalNewton.working_set
     monkeypatch.setattr(
@@ -657,6 +717,29 @@ def test_penalties_that_get_weaker_lead_to_the_same_optimum_through_smaller_supp
     assert in_turn.stopped_on == at_once.stopped_on == "gap"
     assert abs(loss(objective, in_turn.W) - loss(objective, at_once.W)) <= 1e-4 * objective.null_loss
     assert len(solve(objective, in_turn.W).history) == 1  # a start near the optimum begins with its own penalty
+
+
+def test_a_penalty_stays_while_models_fail_or_large_ones_are_far_from_its_optimum(monkeypatch):
+    X, y = load_digits(return_X_y=True)
+    objective = classification(X, y, 1e-3)
+    strengths, original = [], solver.ProximalNewton.step
+    monkeypatch.setattr(
+        solver.ProximalNewton, "step", lambda self: original(self) or strengths.append(self.coordinates.strength)
+    )
+    at_once = solve(objective)
+    n_strengths = len(strengths)
+    strengths.clear()
+    monkeypatch.setattr(solver, "LARGE", 0)
+    monkeypatch.setattr(solver, "UNSETTLED", 1.5)
+    patient = solve(objective)
+    assert len(strengths) > n_strengths
+    assert (np.diff(strengths)[:-1] == 0).any()  # beside the last ones, which are that of the objective
+    assert strengths[-1] == objective.l1
+    assert patient.stopped_on == at_once.stopped_on == "gap"
+    run = solver.ProximalNewton(objective, objective.zeros(), Options(100, 1e-4, np.random.RandomState(0)))
+    original(run)
+    for run.is_exact, run.gained, expected in ((False, -1.0, True), (True, -1.0, False)):
+        assert run.is_waiting == expected
 
 
 def test_nothing_that_is_given_changes():

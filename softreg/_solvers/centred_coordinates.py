@@ -5,6 +5,7 @@ from functools import cached_property
 import numpy as np
 from scipy.special import entr, softmax
 
+from softreg._objective import Linearization
 from softreg._validation import OVERFLOW
 
 BLOCK_NUMBERS = 2**18  # numbers of scratch memory where rows are taken in blocks: 2 MB
@@ -110,7 +111,7 @@ class CentredCoordinates:
 
     def gradient(self, G):
         """Return the gradient in V, from that of the loss in W, (K, p) float64."""
-        g = self._rows(G - G.mean(axis=0))  # the sum over the classes is zero but for rounding
+        g = self._rows(G - G.sum(axis=0) / len(G))  # the sum over the classes is zero but for rounding
         if self.objective.fit_intercept:
             g[:, : self.n_features] -= g[:, self.n_features :] * self.mean
         return g
@@ -159,13 +160,14 @@ class CentredCoordinates:
         return X if self.objective.design.can_center else X.toarray()
 
     def dual_point_along(self, linearization, step, long=()):
-        """Return what `dual_point` does, from the probabilities of a linearisation in float64."""
-        objective, S = self.objective, self.to_weights(step)
+        """Return what `dual_point` does, from the probabilities of a linearisation in float64; step None for none."""
+        objective, S = self.objective, None if step is None else self.to_weights(step)
         entropy, G = 0.0, np.zeros(objective.shape, order=objective.design.order)
         long_sums = np.zeros((self.n_classes, len(long)), np.longdouble)
         for block in objective.blocks(BLOCK_NUMBERS):
             design, P = objective.design.select(block), linearization.probabilities(block).copy()
-            _move_along(P, design.logits(S))
+            if S is not None:
+                _move_along(P, design.logits(S))
             entropy -= self.shares[block] @ np.einsum("ik,ik->i", P, np.log(np.maximum(P, np.finfo(P.dtype).tiny)))
             P -= objective.distributions(block)
             P *= self.shares[block, None]
@@ -173,6 +175,12 @@ class CentredCoordinates:
             long_sums += self._long_sums(P, block, long)
         G[:, long] = long_sums
         return entropy, G
+
+    def moved(self, linearization, step):
+        """Return the linearisation with the probabilities moved along a step (L, p), as `dual_point_along` does it."""
+        S, P = self.to_weights(step), linearization.probabilities(slice(None)).copy()
+        _move_along(P, self.objective.design.logits(S))
+        return Linearization(self.objective, linearization.W + S, linearization.value, linearization.gradient, P)
 
     # --- rows and columns, for models -----------------------------------------------------------------------------
 

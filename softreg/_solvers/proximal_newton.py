@@ -19,22 +19,24 @@ NOISY = 1e-3  # share of tol below which a step may be judged by the gap
 NOTHING = 1e-6  # share of tol that is not worth an iteration, where it does not bring a proof nearer
 FIRST_SAMPLE, ROWS_EACH = 8, 4  # the first Hessians take one row in 8, and at least 4 for each coefficient
 LARGE = 1500  # coefficients from which a row counts for several
-SMALL_WORK = 1e8  # n m^2 up to which a Hessian over m coefficients takes all rows
+SMALL_WORK = 1e8  # n m^2 up to which a Hessian over m coefficients takes all rows, and a proof has Hessians of its own
 SLOW = 0.5  # the sample doubles where a step promises more than this share of what the last one did
 LATE = 10  # where a step promises less than this multiple of tol, Hessians take all rows
 WARM = 300  # at a start within this multiple of tol, too
 HOPEFUL = 2.0  # a proof is tried below this multiple of tol
 AGAIN = 0.6  # ... and after one that failed, below this share of what the step promised then
-REPAIRS, NEARER = 6, 0.7  # dual points that are tried for a proof, each within this share of the gap before
+REPAIRS, NEARER = 6, 0.9  # dual points that are tried for a proof, each within this share of the gap before
 OVERSHOT = 0.25  # a step that gains less than this share of its promise is shortened
-FARTHER = 0.1  # a step is doubled where that gains this share of what the step did
+STEEP = 0.1  # a step may be doubled where this share of the slope along it is left at its end
+FARTHER = 0.1  # ... and is where that gains this share of what the step did
 TRIALS = 6  # of damping before a step is given up
 FIRST_DAMPING, LEAST_DAMPING = 0.01, 1e-4  # below the least a model is not damped
 MORE, LESS, MUCH_LESS = 4.0, 3.0, 5.0  # factors of the damping after steps that went badly, well and as predicted
-ROOM = 500  # coefficients that a working set may take beyond those that are not zero; or as many as these
-MANY = 500  # coefficients from which the first models have a stronger l1
+ROOM = 100  # coefficients that a working set may take beyond those that are not zero; or as many as these, or half
+MANY = 500  # coefficients from which models have working sets, and the first ones a stronger l1
+UNSETTLED = 6.0  # violation after a step, as a share of l1, above which the penalty of large models stays
 WEAKER = 0.3  # l1 of a model over the largest gradient, while that is larger than l1
-NEAR = 0.2  # share of l1 from which a zero coefficient may join a working set
+NEAR = 0.1  # share of l1 from which a zero coefficient may join a working set
 FORCING = 0.01  # a model is solved until violations are down to this share, or to what the gap asks for
 SPARE, COARSEST = 0.3, 0.1  # share of tol that violations of optimality conditions may take, and the most they may be
 
@@ -73,6 +75,7 @@ class ProximalNewton:
     n_sampled : rows of the next Hessian, at least
     lower_bound : the best that was proven
     hopeful : a model that promises at most this is asked for a proof
+    renews_models : whether proofs are repaired with Hessians of their own
     gained : by what the last step decreased the objective
     is_exact : whether the last Hessian was that of all rows
     idle : iterations in a row that could gain next to nothing, and brought the gap no nearer
@@ -88,6 +91,8 @@ class ProximalNewton:
         if not W.any():
             V[:, objective.n_features :] = self.coordinates.null_intercepts
         self.damping, self.last_damping, self.decrease, self.idle = 0.0, FIRST_DAMPING, np.inf, 0
+        is_dense = objective.design.can_center and objective.dtype == np.float64
+        self.renews_models = is_dense and objective.n_rows * V.size**2 <= SMALL_WORK
         self.lower_bound, self.hopeful = -np.inf, HOPEFUL * self.target
         self.at = self.evaluate(V)
         is_near = W.any() and self.at.gap <= WARM * self.target
@@ -171,11 +176,20 @@ class ProximalNewton:
         """
         c, strength = self.coordinates, 0.0
         was_early = self.is_early and np.isfinite(c.strength)  # infinite before the first choice
+        if was_early and self.is_waiting:
+            return
         if self.at.V.size > MANY and self.objective.design.can_center:
             strength = WEAKER * min(c.strength, np.abs(self.at.gradient[:, : c.n_features]).max(initial=0.0))
         c.set_strength(max(strength, self.objective.l1))
         if was_early and not self.is_early:  # few more steps will follow, and all have many coefficients
             self.n_sampled = self.objective.n_rows
+
+    @property
+    def is_waiting(self):
+        """True if the next model keeps the penalty: the last one failed, or large models shall not get larger yet."""
+        if self.gained <= 0:
+            return not self.is_exact
+        return self.at.V.size > LARGE and self.gained > self.target and self.at.violation > UNSETTLED
 
     def line_search(self, new, step, decrease):
         """Return the best point found along a step from `self.at` to `new`, for which a model promised the decrease.
@@ -190,12 +204,14 @@ class ProximalNewton:
             size = 0.5 * decrease / (decrease - gained)
             shorter = self.evaluate(at.V + max(size, 0.05) * step)
             return shorter if shorter.value < new.value else new
-        while decrease > self.target:
-            size *= 2
-            farther = self.evaluate(at.V + size * step)
-            if not new.value - farther.value >= FARTHER * gained:
-                break
-            new = farther
+        if decrease > self.target:
+            steep = STEEP * at.slope(step)
+            while new.slope(step) < steep:
+                size *= 2
+                farther = self.evaluate(at.V + size * step)
+                if not new.value - farther.value >= FARTHER * gained:
+                    break
+                new = farther
         return new
 
     def settle(self, last, model):
@@ -211,22 +227,27 @@ class ProximalNewton:
         """Bound the minimum by the dual point that the model at `self.at` has at its own minimum, a step away.
 
         Its probabilities change in proportion to the step, but do not fall below zero. So they may miss the optimality
-        conditions, which the model's minimum meets. The model is then minimised again, from the gradient that they
-        have, as long as that brings them much nearer.
+        conditions, which the model's minimum meets. A model is then minimised again, from the gradient that they have,
+        as long as that brings them nearer. Where a Hessian costs little, it is that at the new probabilities.
         """
-        at, before = self.at, np.inf
-        long = _rounding.long_features(self.objective, max(at.loss, 1.0), SPARE * self.target)
+        c, V, along, before = self.coordinates, self.at.V, self.at.linearization, np.inf
+        long = _rounding.long_features(self.objective, max(self.at.loss, 1.0), SPARE * self.target)
         for _ in range(REPAIRS):
-            entropy, G = at.dual_along(step, long)
+            if self.renews_models:
+                along = c.moved(along, step)
+                entropy, G = c.dual_point_along(along, None, long)
+            else:
+                entropy, G = self.at.dual_along(V + step - self.at.V, long)
             gap = loss - _scaled(self.objective, entropy, G)
             if gap <= HOPEFUL * self.target:  # for rounding: they may be as far from Y as distributions can be
-                bound = bound_of_distributions(self.objective, entropy, G, max(at.loss, 1.0), np.float64, long)
+                bound = bound_of_distributions(self.objective, entropy, G, max(self.at.loss, 1.0), np.float64, long)
                 self.lower_bound = max(self.lower_bound, bound)
             if loss - self.lower_bound <= self.target or gap > NEARER * before:
                 break
-            before = gap
-            V, _ = model.minimize(at.V + step, self.coordinates.gradient(G), 0.0, accuracy, self.target)
-            step = V - at.V
+            V, before = V + step, gap
+            if self.renews_models:
+                model = HessianModel(c, along, model.working)
+            step = model.minimize(V, c.gradient(G), 0.0, accuracy, self.target)[0] - V
 
     def adapt_damping(self, ratio):
         """Set the damping by how much of its promise the last model kept."""
@@ -243,6 +264,8 @@ class ProximalNewton:
             self.n_sampled = self.objective.n_rows
         elif decrease > SLOW * self.decrease or self.gained < OVERSHOT * decrease:
             self.n_sampled *= 2
+            if not self.is_exact and self.gained <= 0:  # no damping helped; another sample needs less, or none does
+                self.damping = min(self.damping, FIRST_DAMPING)
 
     def judge(self):
         """Record the iteration, and bound the gap."""
@@ -252,7 +275,8 @@ class ProximalNewton:
         # a model over all rows whose damping is 1 lies above the objective
         hopeless = not self.is_early and (self.decrease <= nothing or (self.damping == 1 and self.is_exact))
         is_late = self.decrease <= LATE * self.target
-        if hopeless or (is_late and self.at.gap_estimate <= HOPEFUL * self.target):
+        is_open = self.at.loss - self.lower_bound > self.target
+        if hopeless or (is_open and is_late and self.at.gap_estimate <= HOPEFUL * self.target):
             self.lower_bound = max(self.at.lower_bound, self.lower_bound)
         result.bound(self.lower_bound)
         is_idle = hopeless and self.gained <= nothing and result.gap > 0.7 * before
@@ -284,26 +308,34 @@ class ProximalNewton:
         size = max(self.n_sampled, ROWS_EACH * max(m // a_row, self.objective.n_features))
         return n if n * m**2 <= SMALL_WORK else min(size, n)
 
+    @cached_property
+    def every(self):
+        """The rows of V and the features of all coefficients."""
+        return _positions(np.ones(self.at.V.shape, bool))
+
     def working_set(self, at):
         """Return the rows of V and the features of the coefficients that the next model covers, in C order.
 
-        They are the intercepts, the coefficients that are not zero, and of the others those that promise most: by
-        the decrease that each could bring alone, then by how near they are to a violation.
+        Few coefficients are all there. Of many, there are the intercepts, the coefficients that are not zero, and of
+        the others those that promise most: by the decrease that each could bring alone, then by how near they are to
+        a violation.
         """
+        if at.V.size <= MANY:
+            return self.every
         c = self.coordinates
         chosen = at.V != 0
         chosen[:, c.n_features :] = True
         excess = np.abs(at.gradient)
         excess -= c.l1
         candidates = np.nonzero((excess > -NEAR * c.l1) & ~chosen)
-        room = max(ROOM, np.count_nonzero(chosen))
+        room = max(ROOM, np.count_nonzero(chosen) // (2 if chosen.size > LARGE else 1))
         if len(candidates[0]) > room:
             excess = excess[candidates]
             promise = np.where(excess > 0, excess * np.abs(excess) / c.curvature[candidates], excess)
             best = np.argpartition(-promise, room)[:room]
             candidates = tuple(part[best] for part in candidates)
         chosen[candidates] = True
-        return tuple(np.ascontiguousarray(part) for part in np.nonzero(chosen))
+        return _positions(chosen)
 
 
 class _Point:
@@ -337,7 +369,8 @@ class _Point:
         if self.precise:
             return self.dual[1]
         objective, G = self.coordinates.objective, np.array(self.linearization.gradient, np.float64)
-        objective.coef(G)[...] -= objective.l2 * objective.coef(self.W).astype(np.float64)
+        if objective.l2:
+            objective.coef(G)[...] -= objective.l2 * objective.coef(self.W).astype(np.float64)
         return G
 
     @cached_property
@@ -351,6 +384,12 @@ class _Point:
         c, g = self.coordinates, self.gradient + self.coordinates.l2 * self.V
         off = np.where(self.V == 0, np.maximum(np.abs(g) - c.l1, 0), np.abs(g + np.sign(self.V) * c.l1))
         return off.max() / c.strength
+
+    def slope(self, step):
+        """Return the slope of `value` along a step (L, p)."""
+        c, V = self.coordinates, self.V
+        of_penalty = c.l1 * np.where(V == 0, np.abs(step), np.sign(V) * step)
+        return np.sum((self.gradient + c.l2 * V) * step + of_penalty)
 
     def dual_along(self, step, long=()):
         """Return what `dual` is, for the first-order change of the probabilities along a step (L, p).
@@ -379,6 +418,11 @@ class _Point:
     def gap(self):
         """A bound on F - min F."""
         return self.loss - self.lower_bound
+
+
+def _positions(chosen):
+    """Return the rows and the columns of what is True, in C order."""
+    return tuple(np.ascontiguousarray(part) for part in np.nonzero(chosen))
 
 
 def _scaled(objective, entropy, G):

@@ -21,6 +21,8 @@ from softreg._design_matrix import BLOCK_ROWS, design_matrix
 from softreg._solvers.centred_coordinates import BLOCK_NUMBERS
 
 ROUNDS, SWEEPS = 50, 20  # of coordinate descent and a Newton step at most, and of coordinate descent in a round
+ROUNDS_BEFORE_NEWTON = 5  # where the Hessian over the support has to be made for it
+NARROW = 256  # features up to which it may be; the products of more do not fit the cache
 NEARLY_FULL = 0.6  # share of the coefficients of its features above which the Hessian over these is made for all
 SMALL_GAIN = 1e-2  # a round that gains less than this share of the whole ends an early solve
 
@@ -58,69 +60,37 @@ class Model:
         if not len(self.l1):  # without intercepts, where all weights are to stay zero
             return V.copy(), 0.0
         w = V[self.working]
-        self.v, slopes = w.copy(), gradient[self.working]
-        self.begin(slopes, damping)
-        first, gain = slopes + self.l2 * w, 0.0
+        slopes = gradient[self.working]
+        self.v, self.g, self.damping = w.copy(), slopes + self.l2 * w, damping
         tolerance = self.precision * accuracy * self.coordinates.strength
-        for rounds in range(1, ROUNDS + 1):
-            self.descend(tolerance)
-            gained, gain = -gain, self.gain(w, first)
-            gained += gain
-            if self.violation() <= tolerance or (gain > small and gained <= SMALL_GAIN * gain):
-                break
-            if rounds % self.rounds_before_newton == 0:
-                self.newton_step()
+        gain = self.solve(slopes, tolerance, small)
         new = V.copy()
         new[self.working] = self.v
         return new, self.coordinates.copies * (gain + self.damping_gain(w))
-
-    def gain(self, w, first):
-        """Return the decrease of the damped model since w, where its gradient was `first`."""
-        return -0.5 * (self.v - w) @ (self.g + first) - self.l1 @ (np.abs(self.v) - np.abs(w))
-
-    def violation(self):
-        """Return the largest violation of an optimality condition."""
-        v, g, l1 = self.v, self.g, self.l1
-        return np.where(v == 0, np.maximum(np.abs(g) - l1, 0), np.abs(g + np.sign(v) * l1)).max(initial=0)
-
-    def support(self):
-        """Return the positions of the coefficients that are not zero or not penalised."""
-        return np.flatnonzero((self.v != 0) | (self.l1 == 0))
-
-    def shift_classes(self):
-        """Shift the weights of a feature in all classes, which the loss does not see, to where the penalty is least."""
-        _coordinate_descent.shift_classes(self.shared, self.l1, self.l2, self.g, self.v)
 
 
 class HessianModel(Model):
     """The model with its Hessian as a matrix: for working sets of some hundreds or few thousands."""
 
     precision = 0.01  # Newton steps make solves precise at little cost, and the zeros with them
-    rounds_before_newton = 1
     largest_support = 4000  # of a Newton step
 
     def __init__(self, coordinates, linearization, working, positions=None):
         super().__init__(coordinates, working, positions is None)
         self.H, self.B = self.sums_over_rows(linearization, positions)
-        self.H[np.diag_indices_from(self.H)] += self.l2
+        if self.l2.any():
+            self.H[np.diag_indices_from(self.H)] += self.l2
 
     def sums_over_rows(self, linearization, positions):
         """Return the Hessian of the loss and a `Bound` of it, from the rows at positions."""
         return hessian_and_bound(self.coordinates, linearization, *self.working, positions)
 
-    def begin(self, slopes, damping):
-        self.A = self.H + damping * self.B.matrix if damping else self.H
-        self.g, self.damping = slopes + self.l2 * self.v, damping
-
-    def descend(self, tolerance):
-        _coordinate_descent.quadratic_descent(self.A, self.l1, self.g, self.v, tolerance, SWEEPS)
-
-    def newton_step(self):
-        """Go towards the minimum over the coefficients that are not zero, and exact zeros on the way."""
-        if len(self.support()) > self.largest_support:
-            return
-        _coordinate_descent.newton_step(self.A, self.l1, self.shared, self.g, self.v)
-        self.shift_classes()
+    def solve(self, slopes, tolerance, small):
+        """Minimise the damped model from v; return its decrease."""
+        A = self.H + self.damping * self.B.matrix if self.damping else self.H
+        penalties = self.l1, self.l2, self.shared
+        limits = self.largest_support, ROUNDS, SWEEPS, SMALL_GAIN
+        return _coordinate_descent.minimize_quadratic(A, *penalties, self.g, self.v, tolerance, small, *limits)
 
     def damping_gain(self, w):
         return 0.5 * self.damping * (self.v - w) @ (self.B.matrix @ (self.v - w)) if self.damping else 0.0
@@ -130,7 +100,6 @@ class ColumnModel(Model):
     """The model by columns of a sparse X: for working sets of any size."""
 
     precision = 1.0
-    rounds_before_newton = 5  # the Hessian over the support has to be made for it
     largest_support = 1500
 
     def __init__(self, coordinates, linearization, working):
@@ -143,17 +112,33 @@ class ColumnModel(Model):
         columns = np.where(features < coordinates.n_features, features, -1)
         self.arrays = X.data, X.indices, X.indptr, columns, classes, self.P, self.s
 
-    def begin(self, slopes, damping):
-        self.slopes, self.damping, self.g = slopes, damping, np.empty_like(slopes)
+    def solve(self, slopes, tolerance, small):
+        """Minimise the damped model from v, as `minimize_quadratic` does; return its decrease."""
         self.Z, self.means = np.zeros_like(self.P), np.zeros((2, self.P.shape[1]))
+        given = (*self.arrays, self.damping, 1 / self.coordinates.n_classes, slopes, self.l2, self.l1)
+        w, first, gain = self.v.copy(), self.g.copy(), 0.0
+        for rounds in range(1, ROUNDS + 1):
+            _coordinate_descent.column_descent(*given, self.v, self.Z, self.means, self.g, tolerance, SWEEPS)
+            gained, gain = -gain, self.gain(w, first)
+            gained += gain
+            if self.violation() <= tolerance or (gain > small and gained <= SMALL_GAIN * gain):
+                break
+            if rounds % ROUNDS_BEFORE_NEWTON == 0:
+                self.newton_step()
+        return gain
 
-    def descend(self, tolerance):
-        given = (*self.arrays, self.damping, 1 / self.coordinates.n_classes, self.slopes, self.l2, self.l1)
-        _coordinate_descent.column_descent(*given, self.v, self.Z, self.means, self.g, tolerance, SWEEPS)
+    def gain(self, w, first):
+        """Return the decrease of the damped model since w, where its gradient was `first`."""
+        return -0.5 * (self.v - w) @ (self.g + first) - self.l1 @ (np.abs(self.v) - np.abs(w))
+
+    def violation(self):
+        """Return the largest violation of an optimality condition."""
+        v, g, l1 = self.v, self.g, self.l1
+        return np.where(v == 0, np.maximum(np.abs(g) - l1, 0), np.abs(g + np.sign(v) * l1)).max(initial=0)
 
     def newton_step(self):
         """Go towards the minimum over the coefficients that are not zero, and exact zeros on the way."""
-        S = self.support()
+        S = np.flatnonzero((self.v != 0) | (self.l1 == 0))
         if len(S) > self.largest_support:
             return
         H, B = hessian_and_bound(self.coordinates, self.linearization, *(part[S] for part in self.working))
@@ -164,7 +149,7 @@ class ColumnModel(Model):
         _coordinate_descent.newton_step(H, self.l1[S], self.shared_within(S), g, v)
         step, self.v[S], self.g[S] = v - self.v[S], v, g
         self.follow(S, step)
-        self.shift_classes()
+        _coordinate_descent.shift_classes(self.shared, self.l1, self.l2, self.g, self.v)
 
     def shared_within(self, S):
         """Return the positions in S of the features that S has for all classes, (q, K)."""
@@ -194,10 +179,11 @@ def hessian_and_bound(coordinates, linearization, classes, features, positions=N
     (p_c [same class] - p_c p_d) x_c x_d over the rows.
     """
     used, column = _numbered(features)
+    is_full = len(used) <= NARROW and len(classes) > NEARLY_FULL * coordinates.n_rows * len(used)
     at = coordinates, linearization, classes, used, column, positions
     if not linearization.objective.coef(linearization.W).any():
         H = _hessian_of_null_model(*at)
-    elif coordinates.objective.design.can_center and len(classes) > NEARLY_FULL * coordinates.n_rows * len(used):
+    elif coordinates.objective.design.can_center and is_full:
         H = _dense_hessian(*at)
     else:
         H = _hessian_by_blocks(*at)
@@ -289,6 +275,7 @@ def _numbered(features):
 
 def _shared_features(features, n_rows):
     """Return the positions of each feature that is there for all of several rows, (q, n_rows)."""
+    if n_rows == 1:
+        return np.empty((0, 1), np.intp)
     order, counts = np.argsort(features, kind="stable"), np.bincount(features, minlength=1)
-    complete = np.repeat((counts == n_rows) & (n_rows > 1), counts)
-    return order[complete].reshape(-1, n_rows)
+    return order[np.repeat(counts == n_rows, counts)].reshape(-1, n_rows)
