@@ -15,6 +15,12 @@ class Exact(StandardizedSample):
     """The Hessian of a sample of `size` rows, factored by Cholesky.
 
     If the sample is all rows, solves are Newton steps.
+
+    Attributes
+    ----------
+    factor : Cholesky factor of the Hessian in standardised coordinates
+    at_zero : True if that is the Hessian at W = 0, a block (p, p) that stands for every class
+    is_exact_inverse : True if the sample is all rows, and the Hessian is not singular up to rounding
     """
 
     def __init__(self, objective, order, size):
