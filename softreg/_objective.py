@@ -367,8 +367,8 @@ class Linearization:
     def curvature_sums(self, U):
         """Return sums of the diagonal of the Hessian of the loss along class directions U (K, L), float64.
 
-        The first has the sums over the directions, for each column of W, (p,); the second those over the columns, for
-        each direction, (L,).
+        Two arrays: for each column of W the sum over the directions, (p,); for each direction the sum over the columns,
+        (L,).
         """
         objective, shares = self.objective, self._shares64()
         of_columns, of_directions = np.zeros(objective.shape[1]), np.zeros(U.shape[1])

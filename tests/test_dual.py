@@ -132,7 +132,7 @@ def test_bound_in_float64(kind, monkeypatch):
 
 
 def test_a_gap_below_the_rounding_of_float32_is_proven():
-    """The allowance for sums in float32 is 20 times the target, so without float64 no epoch would bring a proof."""
+    """The allowance for float32 is more than 10 times the target, so without float64 no epoch would bring a proof."""
     objective = problem(dtype=np.float32, l2=1e-4)
     result = ascent(objective, tol=1e-6)
     assert result.stopped_on == "gap" and result.gap <= 1e-6

@@ -12,14 +12,14 @@ LEAST = 1e-10  # of the largest curvature, in units of the column: the least tha
 class Diagonal:
     """The diagonal of the Hessian over all rows, for each class direction.
 
-    The part of the loss is taken as a product of a number for each column and one for each direction, of which sums
-    over the rows and over the columns are right. All K p numbers would be as large as W, and save no products.
+    The curvature of the loss is taken as the product of a number for each column and one for each direction. Its sums
+    over the columns and over the directions are exact. All K p numbers would be as large as W, and save no products.
 
     Attributes
     ----------
     U : class directions, (K, L)
     columns, directions : the two factors of the curvature of the loss, (p,) and (L,)
-    least : of the diagonal, with the penalty, (p,)
+    least : what is added to their product: the penalty, and a little curvature where there is none, (p,)
     """
 
     refresh_interval, is_exact_inverse = 1, False
@@ -40,6 +40,7 @@ class Diagonal:
         return Diagonal(objective)
 
     def refresh(self, linearization):
+        """Compute class directions, and the factors of the diagonal, for the probabilities of the linearization."""
         U = class_directions(linearization.class_gram())
         columns, directions = linearization.curvature_sums(U)
         if not (np.isfinite(columns).all() and np.isfinite(directions).all()):

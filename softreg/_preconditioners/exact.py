@@ -77,6 +77,7 @@ class Exact(StandardizedSample):
         return self._hessian(P) * (2 / self.objective.n_classes)
 
     def solve(self, G):
+        """Return the step for the gradient G (K, p); without a part that all classes share, which has no curvature."""
         G = self.to_standardized(G)
         if self.at_zero:
             V = lapack.dpotrs(self.factor, (G - G.mean(axis=0)).T, lower=1)[0].T
