@@ -81,13 +81,14 @@ def test_a_factor_serves_for_a_second_step(monkeypatch):
     assert len(built) >= 3  # else each step has a factor of its own
 
 
-def test_steps_are_longer_where_classes_are_nearly_separable(monkeypatch):
+@pytest.mark.parametrize(("constant", "value"), [("STEEP", np.inf), ("TOO_FAR", -1.0)])
+def test_steps_are_longer_where_classes_are_nearly_separable(constant, value, monkeypatch):
     """There the loss falls off exponentially, and full steps go the same short way each time."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 3))
     objective = Objective(X, (X @ rng.normal(size=(3, 3))).argmax(axis=1), None, None, 3, l2=1e-6)
     result = solve(objective, tol=1e-6)
-    monkeypatch.setattr(module, "STEEP", np.inf)
+    monkeypatch.setattr(module, constant, value)  # no longer step is tried, or each has gone too far
     full_steps = solve(objective, tol=1e-6)
     assert result.converged and full_steps.converged
     assert len(result.history) <= 0.8 * len(full_steps.history)
