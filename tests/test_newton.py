@@ -16,7 +16,7 @@ from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation,
 from softreg._solvers import Options, Start, row_sampling
 from softreg._solvers.newton import Newton, newton
 from softreg._solvers.row_sampling import RowDamping, RowSample
-from softreg._solvers.trust_region import ModelSolution, adapted_radius, min_products, trust_region_cg
+from softreg._solvers.trust_region import ModelSolution, adapted_radius, trust_region_cg
 from softreg._systematic_sampling import systematic_sample
 
 EPS = np.finfo(float).eps
@@ -151,7 +151,7 @@ def inverse_metric(M, objective):
 
 
 class Identity:
-    is_exact_inverse = False
+    is_exact_inverse, min_products = False, 20
 
     def solve(self, G):
         return G.copy(order="K")
@@ -312,6 +312,26 @@ def test_exact_of_a_sample_is_near(kind, share):
     assert 0.5 < eigenvalues[0] <= eigenvalues[-1] < 2
 
 
+@pytest.mark.parametrize("size", [1.0, 0.0], ids=["certain", "at zero"])
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("K", [2, 4])
+def test_a_sample_tells_of_the_curvature_that_its_damping_hides(size, apart, K):
+    """Two features that differ by 1 % have some 1e-4 of their curvature apart, against a damping of 1e-3."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2000, 4))
+    X[:, 1] = X[:, 0] + apart * X[:, 1]
+    objective = Objective(X, rng.integers(K, size=2000), None, None, K, l2=1e-12)
+    W = objective.zeros()
+    W[:, 2] = size * np.arange(K)
+    at = objective.linearize(W)
+    M = refreshed(ALL["sampled"], at)
+    smallest = spectrum(M, at)[0]
+    assert (smallest < 0.3) == (apart < 1)
+    assert smallest / 2 < M.smallest_eigenvalue() < 2 * smallest  # 1.0 to 1.4 were measured: it is that of a sample
+    others = (refreshed(ALL[name], at) for name in ("correlation", "blocks", "diagonal"))
+    assert all(other.smallest_eigenvalue() == np.inf for other in others)  # they do not tell
+
+
 @kinds
 def test_diagonal_has_the_sums_of_that_of_the_hessian(kind):
     """Rows below 1e-6 of the largest curvature are left out: 3e-6 of a sum at the most was measured."""
@@ -446,6 +466,16 @@ def test_nothing_to_solve():
     at.gradient = objective.zeros()
     solution = trust_region_cg(at, Identity(), 1.0, 0.1)
     assert not solution.truncated and solution.products == 0 and solution.decrement == 0 and not solution.step.any()
+
+
+def test_a_step_that_is_nothing_ends_a_solve():
+    """The curvature overflows, so that the step has size zero: a division by it raised an error."""
+    objective, W = problem()
+    at, M = objective.linearize(W), Identity()
+    at.hessian_product, M.solve = (lambda V: 1e300 * V), (lambda G: 1e10 * G)
+    with np.errstate(over="ignore"):
+        solution = trust_region_cg(at, M, np.inf, 0.1)
+    assert solution.truncated and not solution.step.any()
 
 
 # --- steps ----------------------------------------------------------------------------------------------------
@@ -678,19 +708,19 @@ def test_only_a_large_fit_from_zero_begins_with_sgd(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("products", "is_exact_inverse", "is_exact", "truncated", "thorough"),
+    ("products", "least", "is_exact", "truncated", "thorough"),
     [
-        (20, False, False, False, True),
-        (19, False, False, False, False),
-        (1, False, True, False, True),
-        (5, True, False, False, True),
-        (4, True, False, False, False),
-        (300, True, False, True, False),
+        (20, 20, False, False, True),
+        (19, 20, False, False, False),
+        (1, 20, True, False, True),
+        (5, 5, False, False, True),
+        (4, 5, False, False, False),
+        (300, 5, False, True, False),
     ],
 )
-def test_only_thorough_solves_estimate_the_gap(products, is_exact_inverse, is_exact, truncated, thorough):
+def test_only_thorough_solves_estimate_the_gap(products, least, is_exact, truncated, thorough):
     M = Identity()
-    M.is_exact_inverse = is_exact_inverse
+    M.min_products = least
     solution = solved(decrement=3e-4, products=products, is_exact=is_exact, truncated=truncated)
     assert solution.gap(M, 1.0, EPS) == (6e-4 if thorough else np.inf)
     assert solution.gap(M, 50 * EPS, EPS) == np.inf  # a loss of which 1 % is rounding
@@ -716,6 +746,22 @@ def test_confirmed_estimate_bounds_the_gap(name, shrunk, kind):
     assert run.at.value <= at.value and np.array_equal(result.W, run.at.W)
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_no_estimate_where_the_next_step_goes_far(far, monkeypatch):
+    """Its curvature may be gone on the way. The gradient is the same, in units of a preconditioner a million times as
+    large; the solve's own numbers say that nothing is left."""
+    objective, W = problem()
+    at = objective.linearize(0.99 * optimum(objective, W)[0])
+    run = run_at(at, refreshed(ALL["exact"], at))
+    solve = run.M.solve
+    monkeypatch.setattr(run.M, "solve", lambda G: (1e6 if far else 1.0) * solve(G))
+    assert (at.max_logit_change(run.M.solve(at.gradient)) > 1) == far
+    numbers = {"decrement": 1e-6, "decrease": 1e-6, "residual": 0.0, "smallest": 1.0, "products": 20}
+    run.estimate(solved(truncated=False, is_exact=True, **numbers), None)
+    assert run.result.stopped_on == ("max_iter" if far else "estimate")
+    assert np.isnan(run.result.estimate) == far
+
+
 @pytest.mark.parametrize("rounding_hides_it", [False, True])
 def test_a_solve_for_a_proof_is_short(rounding_hides_it, monkeypatch):
     """The penalty's curvature bounds the gap once the residual is small, which needs no 20 products."""
@@ -726,7 +772,7 @@ def test_a_solve_for_a_proof_is_short(rounding_hides_it, monkeypatch):
     if rounding_hides_it:
         monkeypatch.setattr(run, "certify", lambda: False)
     run.confirm()
-    assert run.result.passes < min_products(run.M)
+    assert run.result.passes < run.M.min_products
     assert run.result.stopped_on == ("max_iter" if rounding_hides_it else "gap")
     assert run.proves != rounding_hides_it  # later solves aim at an estimate alone
     assert run.at.value - least <= 1e-3 * objective.null_loss  # the tolerance

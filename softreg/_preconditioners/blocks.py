@@ -23,7 +23,7 @@ class Blocks(StandardizedSample):
     curvature of a direction comes from a few rows. So each refresh samples anew, unless all rows are taken.
     """
 
-    is_exact_inverse = False
+    is_exact_inverse, min_products = False, 20
 
     def __init__(self, base, order):
         """Take the mean and the deviation of the features from `base`, a StandardizedSample; `order` (n,) is random."""

@@ -17,7 +17,7 @@ class ScaledCorrelation(StandardizedSample):
     from the probabilities.
     """
 
-    refresh_interval, is_exact_inverse = 1, False
+    refresh_interval, is_exact_inverse, min_products = 1, False, 20
 
     def __init__(self, objective, order):
         super().__init__(objective, order, SAMPLE_ROWS)

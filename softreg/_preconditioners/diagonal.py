@@ -22,7 +22,7 @@ class Diagonal:
     least : what is added to their product: the penalty, and a little curvature where there is none, (p,)
     """
 
-    refresh_interval, is_exact_inverse = 1, False
+    refresh_interval, is_exact_inverse, min_products = 1, False, 20
 
     def __init__(self, objective):
         """Take the weighted mean squares of the columns, with the penalty, as their units."""
@@ -50,6 +50,10 @@ class Diagonal:
         largest = np.max((columns * directions.max() + self.penalty) / self.units)
         self.U, self.columns, self.directions = U.astype(dtype), columns.astype(dtype), directions.astype(dtype)
         self.least = (self.penalty + LEAST * largest * self.units).astype(dtype)
+
+    def smallest_eigenvalue(self):
+        """Return inf: the diagonal does not tell the smallest eigenvalue of M^-1 H."""
+        return np.inf
 
     def diagonal(self, block):
         """Return the diagonal for the columns in `block`, (m, L)."""

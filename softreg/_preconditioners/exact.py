@@ -8,6 +8,7 @@ from softreg._preconditioners.standardized_sample import StandardizedSample
 
 EXACT_SIZE = 500  # K p up to which the Hessian is factored; a build costs K p / 8 products or more
 EXACT_WORK = 1e8  # n (K p)^2 up to which the Hessian is built from all rows; above, from 4 rows a parameter
+POWERS = 12  # steps of the power method
 FEW = 100  # K p up to which that may be ten times as much: a build costs the fewer products, the smaller K p is
 
 
@@ -19,9 +20,12 @@ class Exact(StandardizedSample):
     Attributes
     ----------
     factor : Cholesky factor of the Hessian in standardised coordinates
+    damping : what was added to the diagonal of the Hessian before, (K, p) or (1, p)
     at_zero : True if that is the Hessian at W = 0, a block (p, p) that stands for every class
     is_exact_inverse : True if the sample is all rows, and the Hessian is not singular up to rounding
     """
+
+    min_products = 5  # all eigenvalues of M^-1 H are near 1, so few products find those that are not
 
     def __init__(self, objective, order, size):
         super().__init__(objective, order, size)
@@ -54,7 +58,8 @@ class Exact(StandardizedSample):
         largest = diagonal.max()
         # the damping of a sample covers its noise, that of all rows their rounding
         damping = np.finfo(self.objective.dtype).eps if self.all_rows else 1e-3
-        np.einsum("kjkj->kj", H)[...] += self.penalty + damping * diagonal + 1e-13 * largest
+        self.damping = damping * diagonal + 1e-13 * largest
+        np.einsum("kjkj->kj", H)[...] += self.penalty + self.damping
         if len(H) > 1:  # constant over the classes: no curvature there, and no step, see `solve`
             np.einsum("kjmj->jkm", H)[...] += (diagonal.max(axis=0) / len(H))[:, None, None]
         # H is a sum of numbers up to 1: if the classes are separated, its rounding may be larger than its curvature
@@ -75,6 +80,20 @@ class Exact(StandardizedSample):
         """
         P = np.full((len(self.picked), 2), 0.5, self.objective.dtype)
         return self._hessian(P) * (2 / self.objective.n_classes)
+
+    def smallest_eigenvalue(self):
+        """Return an estimate of the smallest eigenvalue of M^-1 H.
+
+        Along features that are nearly collinear, most of M may be damping, and little of it H. So it is 1 less the
+        largest eigenvalue of M^-1 times the damping, by the power method: that is near 1, or all of them are small.
+        """
+        damping, largest = self.damping.ravel(), 0.0
+        v = np.random.RandomState(0).standard_normal(damping.size)
+        for _ in range(POWERS):
+            damped = damping * v
+            w = lapack.dpotrs(self.factor, damped, lower=1)[0]
+            largest, v = (damped @ w) / (damped @ v), w / np.abs(w).max()
+        return max(1.0 - largest, np.finfo(np.float64).eps)
 
     def solve(self, G):
         """Return the step for the gradient G (K, p); without a part that all classes share, which has no curvature."""

@@ -75,6 +75,10 @@ class StandardizedSample:
         other.objective = objective
         return other
 
+    def smallest_eigenvalue(self):
+        """Return an estimate of the smallest eigenvalue of M^-1 H; inf if M does not tell."""
+        return np.inf
+
     @cached_property
     def row_lengths(self):
         """Squared lengths of all rows in standardised units, over their mean, (n,)."""

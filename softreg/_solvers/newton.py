@@ -11,7 +11,7 @@ import numpy as np
 
 from softreg._objective import inner
 from softreg._preconditioners import Blocks, Exact, ScaledCorrelation, preconditioner
-from softreg._solvers.newton_cholesky import newton_cholesky
+from softreg._solvers.newton_cholesky import FARTHEST, newton_cholesky
 from softreg._solvers.result import Start, begin
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.sgd import quick_start
@@ -20,7 +20,6 @@ from softreg._solvers.trust_region import (
     adapted_radius,
     dual_norm,
     gap_of_gradient,
-    min_products,
     trust_region_cg,
 )
 from softreg._validation import OVERFLOW
@@ -221,20 +220,26 @@ class Newton:
         """Note what a solve over all rows says of the gap, now that the point is where its step led.
 
         If a full step was taken, `reached` is the norm of the gradient in that of M^-1, else None. An estimate that
-        would end the run is made again with the curvature at the point.
+        would end the run is made again with the curvature at the point. It counts if a step from there changes no
+        logit by more than `FARTHEST`: else the curvature may be gone before the minimum is reached.
         """
         value = self.at.value
         gap = solution.gap(self.M, value, self.eps, reached)
         if gap <= self.result.target:
-            gap = solution.gap(self.M, value, self.eps, reached, self.flattening(solution))
+            self.smallest = min(self.smallest, self.M.smallest_eigenvalue())
+            solution = solution.with_smallest(min(solution.smallest, self.smallest))
+            step = self.M.solve(self.at.gradient)
+            gap = solution.gap(self.M, value, self.eps, reached, self.flattening(solution, step))
+            self.result.passes += 1
+            if self.at.max_logit_change(step) > FARTHEST:
+                return
         self.result.estimated(gap)
 
-    def flattening(self, solution):
+    def flattening(self, solution, step):
         """Return the smallest eigenvalue that the solve saw, over the curvature along the gradient at the point.
 
-        Both are of M^-1 H; for the second, H is that of the point.
+        Both are of M^-1 H; for the second, H is that of the point, and `step` is M^-1 times the gradient.
         """
-        step = self.M.solve(self.at.gradient)
         curvature, square = inner(step, self.at.hessian_product(step)), inner(self.at.gradient, step)
         self.result.passes += 1
         if not square > 0:  # no gradient is left
@@ -269,7 +274,7 @@ class Newton:
             self.since_refresh = 0
         model = self.sample.of(self.at)
         proves = self.may_prove()
-        solution = trust_region_cg(model, M, np.inf, 0.1, 300, min_products(M), target, self.smallest, proves)
+        solution = trust_region_cg(model, M, np.inf, 0.1, 300, M.min_products, target, self.smallest, proves)
         del model
         self.note(solution)
         if self.sample.share < 1:

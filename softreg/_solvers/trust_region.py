@@ -42,8 +42,7 @@ class ModelSolution:
 
         Before the step, the gap of the quadratic model is 1/2 g^T H^-1 g, the decrement. The estimate is twice that:
         a loss that falls off exponentially, as for nearly separable classes, has a gap of twice its decrement.
-        The solve has to be complete, with `min_products(M)` products or more: fewer may miss directions of small
-        curvature.
+        The solve has to be complete, with `M.min_products` or more: fewer may miss directions of small curvature.
 
         After a full step, `reached` is the norm of the new gradient in that of M^-1. M^-1 over the smallest eigenvalue
         of M^-1 H takes the place of H^-1. The estimate is six times 1/2 reached^2 / smallest, as such a loss has only
@@ -53,11 +52,15 @@ class ModelSolution:
         If the loss `value` is tiny, so are the curvatures p (1 - p), and more than 1 % of them is rounding (the eps of
         the dtype): there is no estimate.
         """
-        complete = not self.truncated and (self.is_exact or self.products >= min_products(M))
+        complete = not self.truncated and (self.is_exact or self.products >= M.min_products)
         if not complete or abs(value) < 100 * eps:
             return np.inf
         before = 2 * self.decrement * max(1.0, flattening / 3)
         return before if reached is None else min(before, 3 * max(1.0, flattening) * reached**2 / self.smallest)
+
+    def with_smallest(self, smallest):
+        """Return the solution with another estimate of the smallest eigenvalue of M^-1 H."""
+        return replace(self, smallest=smallest, decrement=self.decrease + 0.5 * self.residual**2 / smallest)
 
     def on_all_rows(self, linearization, M):
         """Return the solution as one of the model over all rows, if it is that of a model over a sample of them.
@@ -124,7 +127,7 @@ def trust_region_cg(
             break
         Hd = linearization.hessian_product(d)
         curvature = inner(d, Hd)
-        if not curvature > 0:  # rounding: H has no negative curvature
+        if not curvature > 0 or rz / curvature == 0:  # rounding: H has no negative curvature, and no step is left
             truncated, is_exact = not done, done
             break
         diagonal.append(curvature / rz + ratio / step)
@@ -157,11 +160,6 @@ def trust_region_cg(
 def gap_of_gradient(objective, gradient):
     """Return the bound on the gap that strong convexity gives, ||g||^2 / (2 l2); without intercepts and rounding."""
     return squared_norm(objective.coef(gradient)) / (2 * objective.l2) if objective.l2 else np.inf
-
-
-def min_products(M):
-    """Return the fewest products with H that a solve needs for an estimate of the gap."""
-    return 5 if M.is_exact_inverse else 20
 
 
 def smallest_ritz(diagonal, off):

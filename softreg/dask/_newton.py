@@ -81,6 +81,13 @@ class RowsPreconditioner:
         return self.has_all_rows and self.M.is_exact_inverse
 
     @property
+    def min_products(self):
+        return self.M.min_products
+
+    def smallest_eigenvalue(self):
+        return self.M.smallest_eigenvalue()
+
+    @property
     def refresh_interval(self):
         """Products between two refreshes. Blocks take rows anew, which costs a pass."""
         return max(8, self.M.refresh_interval) if self.has_blocks else self.M.refresh_interval

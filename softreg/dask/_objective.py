@@ -192,6 +192,9 @@ class DistributedLinearization(Linearization):
     def curvature_sums(self, U):
         return self.objective.sum(_sums.curvature_sums, self.chunks, U=U)
 
+    def max_logit_change(self, step):
+        return max(self.objective.passes.gather(_sums.max_logit_change, self.objective.parts, self.chunks, step=step))
+
     def entropy(self):
         return float(self.objective.sum(_sums.entropy, self.chunks)[0])
 

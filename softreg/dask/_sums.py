@@ -121,6 +121,11 @@ def curvature_sums(objective, linearization, *, U):
 
 
 @numeric
+def max_logit_change(objective, linearization, *, step):
+    return _at(objective, linearization).max_logit_change(step)
+
+
+@numeric
 def entropy(objective, linearization):
     return (_at(objective, linearization).entropy(),)
 
