@@ -110,6 +110,17 @@ def test_balanced_bound_holds_and_is_tight(kind):
     assert bound >= (1 - 0.1) * lowest  # eight epochs get that far, by a wide margin
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_balancing_ends_where_rounding_stops_it(dtype, monkeypatch):
+    """Newton's method squares the distance of the totals: six steps lead from 1 to the rounding of float64."""
+    objective = problem(dtype=dtype)
+    dual, steps, solve = _Dual(objective, objective.zeros()), [], np.linalg.lstsq
+    dual.epoch(np.random.default_rng(0).permutation(objective.n_rows))
+    monkeypatch.setattr(np.linalg, "lstsq", lambda H, off: steps.append(1) or solve(H, off))
+    dual.balance()
+    assert 1 <= len(steps) <= 7
+
+
 @kinds
 def test_bound_in_float64(kind, monkeypatch):
     """It is the dual bound of the same distributions, whether or not their totals are those of the classes."""

@@ -162,13 +162,16 @@ class _Dual:
         """Multiply Q by a factor for each class until its totals are those of Y; compute W and the entropy anew.
 
         The factors are found by Newton's method. They act like intercepts: each row is the softmax of shifted logits.
+        The method ends where rounding keeps the totals from coming nearer; the bound repairs the rest.
         """
-        objective, Q, share = self.objective, self.Q, self.objective.shares()
+        objective, Q, share, nearest = self.objective, self.Q, self.objective.shares(), np.inf
         blocks = list(objective.blocks())
         for _ in range(BALANCE_STEPS if objective.fit_intercept else 0):
             off = sum(share[block] @ (objective.distributions(block) - Q[block]) for block in blocks)
-            if np.abs(off).max() <= np.finfo(Q.dtype).eps * 0.01:
+            distance = np.abs(off).max()
+            if not np.finfo(Q.dtype).eps * 0.01 < distance < nearest:
                 break
+            nearest = distance
             H = np.diag(share @ Q) - sum((Q[block] * share[block, None]).T @ Q[block] for block in blocks)
             factors = np.exp(np.clip(np.linalg.lstsq(H, off)[0], -1, 1)).astype(Q.dtype)
             for block in blocks:
