@@ -375,8 +375,8 @@ class Linearization:
         for block, P in self._blocks(BLOCK_NUMBERS):
             design = objective.design.select(block)
             curvature = directional_curvature(P, shares[block], U, objective.dtype)
-            of_columns += design.squares_product(curvature.sum(axis=1))
-            of_directions += (design.row_squared_norms().astype(np.float64) + objective.fit_intercept) @ curvature
+            of_columns += design.squares_product(curvature.sum(axis=0))
+            of_directions += curvature @ (design.row_squared_norms().astype(np.float64) + objective.fit_intercept)
         return of_columns, of_directions
 
     def entropy(self):

@@ -56,7 +56,7 @@ class Blocks(StandardizedSample):
         if self.size < self.objective.n_rows:
             self._sample(linearization)
         self.U = self.class_directions(linearization)
-        curvature = np.concatenate([c for _, c in self.curvatures(linearization, self.U)]).T
+        curvature = np.concatenate([c for _, c in self.curvatures(linearization, self.U)], axis=1)
         self.inverses = np.empty((len(curvature), *2 * self.Z.shape[1:]), np.float32)
         if self.objective.n_threads == 1 or curvature.size * self.Z.shape[1] ** 2 < POOL_WORK:
             self._fill(map(partial(self._inverse, self.Z), curvature))

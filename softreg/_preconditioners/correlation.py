@@ -34,8 +34,8 @@ class ScaledCorrelation(StandardizedSample):
         self.U = self.class_directions(linearization)
         D, total = np.zeros((self.U.shape[1], self.Z.shape[1]), np.float32), 0.0
         for rows, curvature in self.curvatures(linearization, self.U):
-            D += curvature.T @ (self.Z[rows] * self.Z[rows])
-            total += curvature.sum(axis=0, dtype=np.float64)
+            D += curvature @ (self.Z[rows] * self.Z[rows])
+            total += curvature.sum(axis=1, dtype=np.float64)
         D += SHRINKAGE * total[:, None]
         self.scale = 1 / np.sqrt(D + self.penalty + 1e-10 * D.max())
 

@@ -126,7 +126,7 @@ class StandardizedSample:
         return class_directions(gram_of_moments(first, second))
 
     def curvatures(self, linearization, U):
-        """Yield slices of the sample, each with the curvature of its rows along U (K, L), (m, L) float32."""
+        """Yield slices of the sample, each with the curvature of its rows along U (K, L), (L, m) float32."""
         for rows in self._chunk_slices():
             P = linearization.probabilities(self.picked[rows])
             yield rows, directional_curvature(P, self.weight[rows], U, np.float32)
