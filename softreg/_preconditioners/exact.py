@@ -8,7 +8,7 @@ from softreg._preconditioners.standardized_sample import StandardizedSample
 
 EXACT_SIZE = 500  # K p up to which the Hessian is factored; a build costs K p / 8 products or more
 EXACT_WORK = 1e8  # n (K p)^2 up to which the Hessian is built from all rows; above, from 4 rows a parameter
-POWERS = 12  # steps of the power method
+POWERS = 4  # steps of the power method; eight brought no more
 FEW = 100  # K p up to which that may be ten times as much: a build costs the fewer products, the smaller K p is
 
 
