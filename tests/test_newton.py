@@ -709,20 +709,22 @@ def test_only_a_large_fit_from_zero_begins_with_sgd(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("products", "least", "is_exact", "truncated", "thorough"),
+    ("products", "seen", "least", "is_exact", "truncated", "thorough"),
     [
-        (20, 20, False, False, True),
-        (19, 20, False, False, False),
-        (1, 20, True, False, True),
-        (5, 5, False, False, True),
-        (4, 5, False, False, False),
-        (300, 5, False, True, False),
+        (20, 0, 20, False, False, True),
+        (19, 0, 20, False, False, False),
+        (1, 20, 20, False, False, True),
+        (1, 19, 20, False, False, False),
+        (1, 0, 20, True, False, True),
+        (5, 0, 5, False, False, True),
+        (4, 4, 5, False, False, False),
+        (300, 300, 5, False, True, False),
     ],
 )
-def test_only_thorough_solves_estimate_the_gap(products, least, is_exact, truncated, thorough):
+def test_only_thorough_solves_estimate_the_gap(products, seen, least, is_exact, truncated, thorough):
     M = Identity()
     M.min_products = least
-    solution = solved(decrement=3e-4, products=products, is_exact=is_exact, truncated=truncated)
+    solution = solved(decrement=3e-4, products=products, seen=seen, is_exact=is_exact, truncated=truncated)
     assert solution.gap(M, 1.0, EPS) == (6e-4 if thorough else np.inf)
     assert solution.gap(M, 50 * EPS, EPS) == np.inf  # a loss of which 1 % is rounding
 

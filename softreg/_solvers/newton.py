@@ -76,6 +76,7 @@ class Newton:
     accuracy : share of the gradient that the next solve may leave as residual
     since_refresh : Hessian products since the preconditioner was built
     smallest : estimate of the smallest eigenvalue of M^-1 H, from earlier solves
+    seen : products of the longest of these
     proves : True if a solve may end early for a proven gap: there is a penalty, and none has failed to bring one
     solution, step_size, decrease : of the last step; decrease is that of F
     norm_before, error, is_lower : of the last step: the norm before it, the error of the model as a share of that, and
@@ -96,7 +97,8 @@ class Newton:
         self.norm = dual_norm(self.M, self.at.gradient)
         if not np.isfinite(self.norm):  # weights as large as that have no place in the dtype
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
-        self.radius, self.accuracy, self.since_refresh, self.smallest = 1.5 * self.norm, COARSEST, 0, np.inf
+        self.radius, self.accuracy, self.since_refresh = 1.5 * self.norm, COARSEST, 0
+        self.smallest, self.seen = np.inf, 0
         self.proves, self.error, self.norm_before = objective.l2 > 0, 0.0, self.norm
 
     def run(self, max_iter, monitor):
@@ -157,6 +159,7 @@ class Newton:
         self.result.passes += solution.products * self.sample.share
         sees_it = solution.smallest < self.smallest
         self.smallest = solution.smallest * (1.0 if sees_it else 2 ** (solution.products / FORGETTING))
+        self.seen = solution.seen = max(self.seen, solution.products)
 
     def move(self, new, step_size, reached, solution):
         """Move to `new`, a Linearization, if F is lower there; set the trust region and the accuracy of the next solve.
@@ -330,7 +333,7 @@ class Newton:
         if mispredicted or (not solution.truncated and self.norm > 0.8 * self.norm_before):
             self.sample = self.sample.doubled()
         if self.earns_blocks():
-            self.M, self.since_refresh, self.smallest = Blocks(self.M, self.order), np.inf, np.inf
+            self.M, self.since_refresh, self.smallest, self.seen = Blocks(self.M, self.order), np.inf, np.inf, 0
         if self.since_refresh >= self.M.refresh_interval and (self.is_lower or self.since_refresh == np.inf):
             self.M.refresh(self.damping.of(self.at))
             self.since_refresh = 0

@@ -25,6 +25,7 @@ class ModelSolution:
     is_exact : True if the residual is zero up to rounding
     products : number of products with H
     truncated : True if the solve ended at the boundary, at `max_products`, or early because of rounding
+    seen : number of products of the longest solve that `smallest` comes from, if that was an earlier one
     """
 
     step: np.ndarray | None
@@ -36,13 +37,15 @@ class ModelSolution:
     is_exact: bool
     products: int
     truncated: bool
+    seen: int = 0
 
     def gap(self, M, value, eps, reached=None, flattening=1.0):
         """Return an estimate of F - min F before the step, or the smaller one after it; inf if there is none.
 
         Before the step, the gap of the quadratic model is 1/2 g^T H^-1 g, the decrement. The estimate is twice that:
         a loss that falls off exponentially, as for nearly separable classes, has a gap of twice its decrement.
-        The solve has to be complete, with `M.min_products` or more: fewer may miss directions of small curvature.
+        The solve has to be complete, and this one or an earlier one has to have `M.min_products` or more: fewer may
+        miss directions of small curvature.
 
         After a full step, `reached` is the norm of the new gradient in that of M^-1. M^-1 over the smallest eigenvalue
         of M^-1 H takes the place of H^-1. The estimate is six times 1/2 reached^2 / smallest, as such a loss has only
@@ -52,7 +55,7 @@ class ModelSolution:
         If the loss `value` is tiny, so are the curvatures p (1 - p), and more than 1 % of them is rounding (the eps of
         the dtype): there is no estimate.
         """
-        complete = not self.truncated and (self.is_exact or self.products >= M.min_products)
+        complete = not self.truncated and (self.is_exact or max(self.products, self.seen) >= M.min_products)
         if not complete or abs(value) < 100 * eps:
             return np.inf
         before = 2 * self.decrement * max(1.0, flattening / 3)

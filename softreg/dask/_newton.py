@@ -59,7 +59,7 @@ class DistributedNewton(Newton):
 
     def adapt_model(self):
         if self.solution.products > LONG_SOLVE and isinstance(self.M, RowsPreconditioner) and self.M.take_blocks():
-            self.since_refresh = self.smallest = np.inf
+            self.since_refresh, self.smallest, self.seen = np.inf, np.inf, 0
         super().adapt_model()
 
 
