@@ -120,11 +120,13 @@ class Bound:
             _core.dense_loss_gradient(self.X, rows, self.W, *labels, P, self.grad, threads)
 
     def hessian_product(self, threads=1):
-        head = (*self.matrix, None, self.P, None, 1 / self.n, 0.0, self.W)
+        head = (*self.matrix, None, self.P, None, 1 / self.n)
         if self.csr:
-            _core.csr_hessian_product(*head, self.d, self.G, self.grad, threads)
+            _core.csr_curve(*head, self.W, self.d, self.G, threads)
+            self.grad[...] = 0
+            _core.csr_gradient(*self.matrix, None, self.G, self.d, self.grad, threads)
         else:
-            _core.dense_hessian_product(*head, self.grad, threads)
+            _core.dense_hessian_product(*head, 0.0, self.W, self.grad, threads)
 
     def logits(self, threads=1):
         _core.dense_logits(self.X, None, self.W, self.G, threads)

@@ -8,7 +8,7 @@ import numpy as np
 import sklearn
 from sklearn.model_selection import train_test_split
 
-from softreg._objective import squared_norm
+from softreg._inner_products import squared_norm
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks

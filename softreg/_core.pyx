@@ -28,9 +28,9 @@ from softreg._product_leaves cimport add_penalty, add_product, add_row_sums, add
 from softreg._product_leaves cimport csr_rows, gemm
 from softreg._simd cimport OPENMP, floating, index_t, matrix_pointer, round_up
 from softreg._simd cimport sr_max_threads, sr_simd_level, sr_void, vdouble, vector_pointer, vfloat
-from softreg._softmax_leaves cimport BLOCK, add_target_logits, apply_jacobian, block_exp, block_log, block_log_softmax
-from softreg._softmax_leaves cimport block_losses, block_max, block_scale, block_sum, check_targets, load_rows
-from softreg._softmax_leaves cimport pick_class_logits, scale_subtract_class, store_rows, subtract_targets
+from softreg._softmax_leaves cimport BLOCK, add_target_logits, apply_jacobian, block_dot, block_exp, block_log
+from softreg._softmax_leaves cimport block_log_softmax, block_losses, block_max, block_scale, block_sum, check_targets
+from softreg._softmax_leaves cimport load_rows, pick_class_logits, scale_subtract_class, store_rows, subtract_targets
 from softreg._softmax_leaves cimport transpose_rows, wide_exp, wide_max, wide_pick, wide_scale, wide_sum
 from softreg._teams cimport MAX_PARTS, Team, begin_region, end_region, part_begins, part_ends
 
@@ -197,8 +197,11 @@ cdef floating* _softmax_block(
 cdef double _process_block(
     const KernelArguments* args, Py_ssize_t start, Py_ssize_t count, floating* T, floating* U, floating* lanes
 ) noexcept nogil:
-    """Run the step for `count` rows from `start` on, from `logits` or T to `out` or T; return the summed loss."""
-    cdef Py_ssize_t K = args.K
+    """Run the step for `count` rows from `start` on, from `logits` or T to `out` or T; return the summed loss.
+
+    CURVE of `logits` returns their inner product with what it makes.
+    """
+    cdef Py_ssize_t i, K = args.K
     cdef double loss = 0
     if args.logits != NULL:
         if K >= WIDE and args.out != NULL and (
@@ -213,6 +216,11 @@ cdef double _process_block(
         _load_weights(args, start, count, lanes)
         load_rows(<floating*>args.P + start * K, count, K, U, args.block)
         apply_jacobian(T, U, args.block, K, lanes)
+        if args.logits != NULL:
+            load_rows(<const floating*>args.logits + start * K, count, K, U, args.block)
+            block_dot(T, U, args.block, K, lanes)
+            for i in range(count):
+                loss += lanes[i]
     elif args.step != NOTHING:
         T = _softmax_block(args, start, count, T, U, lanes, &loss)
     if args.out != NULL:
@@ -645,11 +653,9 @@ def csr_gradient(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
     const floating[:, ::1] G, Py_ssize_t n_features, floating[:, ::1] out, int n_threads=1,
 ):
-    """out (p, K) OUT = [X[rows] 1]^T G."""
+    """out (p, K) INOUT += [X[rows] 1]^T G."""
     cdef CSRRows X = csr_rows(data, indptr, rows, n_features)
-    cdef const index_t* j = vector_pointer[index_t](indices)
-    _start_gradient[floating](None, n_features, 0, out, n_threads)
-    _csr_accumulate(&X, j, G, out, n_threads)
+    _csr_accumulate(&X, vector_pointer[index_t](indices), G, out, n_threads)
 
 
 def csr_loss_gradient(
@@ -673,22 +679,22 @@ def csr_loss_gradient(
     return loss
 
 
-def csr_hessian_product(
+def csr_curve(
     const floating[::1] data, const index_t[::1] indices, const index_t[::1] indptr, const Py_ssize_t[::1] rows,
-    const floating[:, ::1] P, const floating[::1] sample_weight, double scale, double l2,
-    const floating[:, ::1] Vt, Py_ssize_t n_features, floating[:, ::1] curved, floating[:, ::1] out, int n_threads=1,
+    const floating[:, ::1] P, const floating[::1] sample_weight, double scale, const floating[:, ::1] Vt,
+    Py_ssize_t n_features, floating[:, ::1] curved, int n_threads=1,
 ):
-    """As `dense_hessian_product`, out (p, K) OUT; curved (m, K) OUT = scale * s (P*R - P sum(P*R)), R = X V^T."""
+    """curved (m, K) OUT = scale * s (P*R - P sum(P*R)), R = X V^T; return sum(R * curved).
+
+    The Hessian of the loss, times V, is [X[rows] 1]^T curved, and the sum is the curvature of the loss along V.
+    """
     cdef CSRRows X = csr_rows(data, indptr, rows, n_features)
-    cdef const index_t* j = vector_pointer[index_t](indices)
     cdef KernelArguments args = batch_arguments(CURVE, X.m, Vt.shape[1])
     args.rows, args.P = vector_pointer[Py_ssize_t](rows), matrix_pointer[floating](P)
     args.sample_weight, args.scale = vector_pointer[floating](sample_weight), scale
     args.logits = args.out = matrix_pointer[floating](curved)
-    _csr_logits(&X, j, Vt, curved, n_threads)
-    _run[floating](&args, None, None, n_threads)
-    _start_gradient(Vt, n_features, l2, out, n_threads)
-    _csr_accumulate(&X, j, curved, out, n_threads)
+    _csr_logits(&X, vector_pointer[index_t](indices), Vt, curved, n_threads)
+    return _run[floating](&args, None, None, n_threads)
 
 
 # --- what was built, and what runs ----------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from scipy.sparse import issparse
 from sklearn.utils.extmath import row_norms
 
 from softreg import _core, _dual_ascent, _hessian
+from softreg._hessian_product import ArrayProduct, SparseProduct
 
 BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
-COPIED_NUMBERS = 2**21  # ... or rows with so many nonzeros, if sparse rows are more: a block costs a pass over W, too
+COPIED_NUMBERS = 2**19  # ... or rows with so many nonzeros, if sparse rows are more: a block costs a pass over W, too
 PARTS, SUM_ROWS = 16, 4096  # the kernels sum rows in parts, and SUM_ROWS rows of a part apart
 
 
@@ -159,6 +160,10 @@ class DenseDesign(_Design):
         _core.dense_hessian_product(self.X, self.rows, P, sample_weight, scale, l2, V, out, self.n_threads)
         return out
 
+    def product(self, *curvature_and_direction):
+        """Return what `hessian_product` does, in the form of `_hessian_product`."""
+        return ArrayProduct(curvature_and_direction[-1], self.hessian_product(*curvature_and_direction))
+
     def squares_product(self, c):
         """Return sum_i c_i [x_i^2 1], (p,), for c (n,)."""
         out = np.zeros(self.n_columns, self.dtype)
@@ -231,8 +236,13 @@ class CSRDesign(_Design):
 
     def accumulate(self, G):
         out = self.empty(G.shape[1])
-        _core.csr_gradient(*self._arrays, G, self.n_features, out.T, self.n_threads)
+        out[...] = 0
+        self.add_accumulated(G, out)
         return out
+
+    def add_accumulated(self, G, out):
+        """Add the sums of `accumulate` to out, an array like W, in place."""
+        _core.csr_gradient(*self._arrays, G, self.n_features, out.T, self.n_threads)
 
     def loss_gradient(self, W, codes, targets, sample_weight, label_smoothing, scale, l2, P=None):
         gradient, residual = self.empty(len(W)), np.empty((self.n_rows, len(W)), self.dtype)
@@ -240,16 +250,26 @@ class CSRDesign(_Design):
         return _core.csr_loss_gradient(*self._arrays, W.T, self.n_features, *given, self.n_threads), gradient
 
     def hessian_product(self, P, sample_weight, scale, l2, V):
-        out, curved = self.empty(len(V)), np.empty_like(P)
-        given = (P, sample_weight, scale, l2, V.T, self.n_features, curved, out.T)
-        _core.csr_hessian_product(*self._arrays, *given, self.n_threads)
+        curved, out = self.curve(P, sample_weight, scale, V)[1], self.empty(len(V))
+        np.multiply(self.dtype.type(l2), V, out=out)
+        self.intercepts(out)[...] = 0
+        self.add_accumulated(curved, out)
         return out
+
+    def product(self, *curvature_and_direction):
+        return SparseProduct(self, *curvature_and_direction)
+
+    def curve(self, P, sample_weight, scale, V):
+        """Return the curvature of the loss along V, and what `accumulate` makes its Hessian times V of, (n, K)."""
+        curved = np.empty_like(P)
+        given = (P, sample_weight, scale, V.T, self.n_features, curved)
+        return _core.csr_curve(*self._arrays, *given, self.n_threads), curved
 
     def squares_product(self, c):
         """Return sum_i c_i [x_i^2 1], (p,), for c (n,)."""
         out = np.zeros((self.n_columns, 1), self.dtype)
         for block in self.row_blocks(max(BLOCK_ROWS, COPIED_NUMBERS * self.X.shape[0] // max(self.X.nnz, 1))):
-            X, sums = self.copy_rows(block), np.empty_like(out)
+            X, sums = self.copy_rows(block), np.zeros_like(out)
             arrays = (X.data * X.data, X.indices, X.indptr, None)
             _core.csr_gradient(*arrays, np.ascontiguousarray(c[block])[:, None], self.n_features, sums, self.n_threads)
             out += sums

@@ -137,7 +137,8 @@ class SoftmaxRegression(CallbackSupportMixin, LinearSoftmaxClassifier, BaseEstim
     -----
     Beyond X a fit by "newton" takes memory for at most 2.5 arrays of n K numbers. Where one such array would take more
     than 400 MB, probabilities are recomputed block by block, and ``verbose=1`` says so: the fit stays within 1 GB, and
-    Hessian products over all rows take 1.7 times as long. On sparse X "dual" takes 4 arrays of d K numbers, "newton" 8.
+    Hessian products over all rows take 1.7 times as long. On sparse X a fit by "dual" or "newton" takes 4 arrays of d K
+    numbers and 2 of n K.
 
     A stream of `partial_fit` keeps its state between calls and in a pickle, and goes on from there to the last bit. The
     first batch decides on the form of the state and on the dtype:

@@ -13,12 +13,13 @@ from copy import copy
 from functools import partial
 
 import numpy as np
-from scipy.linalg import blas
 from scipy.special import entr
 
 from softreg import _core
 from softreg._class_directions import directional_curvature, gram_of_moments, probability_moments
 from softreg._design_matrix import design_matrix
+from softreg._hessian_product import ArrayProduct
+from softreg._inner_products import inner, squared_norm
 
 # The most memory for the probabilities of all rows. A fit holds up to 2.5 arrays of this size, so it stays within 1 GB.
 # The limit does not follow the memory of the machine, or coefficients would depend on the machine.
@@ -327,16 +328,27 @@ class Linearization:
     def hessian_product(self, V):
         """Return the Hessian of F at W, times V: an array like W."""
         objective, design = self.objective, self.objective.design
-        weight, scale = objective.labels_of_all[2], 1.0 / objective.total_weight
         if self._P is not None:
-            if self._row_damping is not None:  # the product of a model is asked for many times
-                self._P, self._row_damping = self.probabilities(slice(None)), None
-            return design.hessian_product(self._P, weight, scale, objective.l2, V)
+            return design.hessian_product(*self._curvature_of_all(), V)
+        weight, scale = objective.labels_of_all[2], 1.0 / objective.total_weight
         product = objective.zeros()
         objective.coef(product)[...] = objective.dtype.type(objective.l2) * objective.coef(V)
         for block, P in self._blocks():
             product += design.select(block).hessian_product(P, weight, scale, 0.0, V)
         return product
+
+    def product(self, V):
+        """Return the product of `hessian_product` in the form of `_hessian_product`, for conjugate gradients."""
+        if self._P is None:
+            return ArrayProduct(V, self.hessian_product(V))
+        return self.objective.design.product(*self._curvature_of_all(), V)
+
+    def _curvature_of_all(self):
+        """Return the stored probabilities, damped where rows are, the weights, their scale, and l2."""
+        if self._row_damping is not None:  # the product of a model is asked for many times
+            self._P, self._row_damping = self.probabilities(slice(None)), None
+        objective = self.objective
+        return self._P, objective.labels_of_all[2], 1.0 / objective.total_weight, objective.l2
 
     def max_logit_change(self, step):
         """Return the largest change of a logit over the rows with weight, if `step`, an array like W, is taken.
@@ -453,23 +465,3 @@ def _trials_ahead(bracket, levels):
         return set()
     low, high = bracket
     return {t} | _trials_ahead((low, t), levels - 1) | _trials_ahead((t, high), levels - 1)
-
-
-def squared_norm(A):
-    """Return sum(A^2): sums over contiguous numbers in the dtype of A, and the sum of these in float64."""
-    A = A.T if A.strides[0] < A.strides[1] else A
-    return float(np.einsum("ij,ij->i", A, A).sum(dtype=np.float64))
-
-
-def inner(A, B):
-    """Return sum(A B) of two arrays in the same memory order.
-
-    BLAS adds in blocks, so the rounding of float32 stays small.
-    """
-    return float(np.dot(A.ravel(order="K"), B.ravel(order="K")))
-
-
-def add_scaled(A, scale, B):
-    """Add scale * B to A, in place and without a temporary array; both have the same dtype and memory order."""
-    axpy = blas.saxpy if A.dtype == np.float32 else blas.daxpy
-    axpy(B.ravel(order="K"), A.ravel(order="K"), a=scale)

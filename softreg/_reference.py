@@ -123,7 +123,7 @@ def dense_loss_gradient(
 def dense_hessian_product(X, rows, P, sample_weight, scale, l2, V, out, n_threads=1):
     """out (K, p) OUT = the Gauss-Newton (here: exact) Hessian of `dense_loss_gradient` at probabilities P, times V."""
     A = _design(X, rows, V.shape[1])
-    _hessian_product(A, rows, P, sample_weight, scale, V, out)
+    out[:] = _curved(A @ V.T, rows, P, sample_weight, scale).T @ A
     _penalty(l2, V, X.shape[1], out)
 
 
@@ -148,8 +148,8 @@ def csr_logits(data, indices, indptr, rows, Wt, n_features, out, n_threads=1):
 
 
 def csr_gradient(data, indices, indptr, rows, G, n_features, out, n_threads=1):
-    """out (p, K) OUT = [X[rows] 1]^T G."""
-    dense_gradient(_csr(data, indices, indptr, n_features), rows, G, out.T)
+    """out (p, K) INOUT += [X[rows] 1]^T G."""
+    out += _design(_csr(data, indices, indptr, n_features), rows, len(out)).T @ G
 
 
 def csr_loss_gradient(
@@ -162,13 +162,14 @@ def csr_loss_gradient(
     return _loss_gradient(A, *args) + _penalty(l2, Wt.T, n_features, grad.T)
 
 
-def csr_hessian_product(
-    data, indices, indptr, rows, P, sample_weight, scale, l2, Vt, n_features, curved, out, n_threads=1
-):
-    """As `dense_hessian_product`, out (p, K) OUT; curved (m, K) OUT = scale * s (P*R - P sum(P*R)), R = X V^T."""
-    A = _design(_csr(data, indices, indptr, n_features), rows, Vt.shape[0])
-    _hessian_product(A, rows, P, sample_weight, scale, Vt.T, out.T, curved)
-    _penalty(l2, Vt.T, n_features, out.T)
+def csr_curve(data, indices, indptr, rows, P, sample_weight, scale, Vt, n_features, curved, n_threads=1):
+    """curved (m, K) OUT = scale * s (P*R - P sum(P*R)), R = X V^T; return sum(R * curved).
+
+    The Hessian of the loss, times V, is [X[rows] 1]^T curved, and the sum is the curvature of the loss along V.
+    """
+    R = _design(_csr(data, indices, indptr, n_features), rows, len(Vt)) @ Vt
+    curved[:] = _curved(R, rows, P, sample_weight, scale)
+    return (R * curved).sum(dtype=np.float64)
 
 
 def csr_dual_epoch(data, indices, indptr, rows, order, Wt, n_features, sample_weight, scale, constant, Q):
@@ -234,15 +235,12 @@ def _loss_gradient(
     return scale * losses.sum(dtype=np.float64)
 
 
-def _hessian_product(A, rows, P, sample_weight, scale, V, out, curved=None):
-    """out (K, p) OUT = the Hessian of the mean loss over the rows of A = [X[rows] 1], times V; curved (m, K) OUT."""
-    rows = np.arange(A.shape[0]) if rows is None else rows
-    s = np.ones(len(rows), A.dtype) if sample_weight is None else sample_weight[rows]
-    T = P * (A @ V.T)
-    Q = (T - P * T.sum(axis=1, keepdims=True)) * (A.dtype.type(scale) * s)[:, None]
-    if curved is not None:
-        curved[:] = Q
-    out[:] = Q.T @ A
+def _curved(R, rows, P, sample_weight, scale):
+    """Return scale * s (P*R - P sum(P*R)), the softmax Jacobian of each row, times R (m, K)."""
+    rows = np.arange(len(R)) if rows is None else rows
+    s = np.ones(len(rows), R.dtype) if sample_weight is None else sample_weight[rows]
+    T = P * R
+    return (T - P * T.sum(axis=1, keepdims=True)) * (R.dtype.type(scale) * s)[:, None]
 
 
 def _penalty(l2, W, n_features, gradient):

@@ -145,6 +145,18 @@ cdef inline sr_void block_sum(const floating* T, Py_ssize_t ld, Py_ssize_t K, fl
             total[strip + i] = kept[i]
 
 
+cdef inline sr_void block_dot(
+    const floating* T, const floating* U, Py_ssize_t ld, Py_ssize_t K, floating* total
+) noexcept nogil:
+    """total OUT = sum_k T U."""
+    cdef Py_ssize_t i, k
+    for i in range(BLOCK):
+        total[i] = 0
+    for k in range(K):
+        for i in range(BLOCK):
+            total[i] = total[i] + T[k * ld + i] * U[k * ld + i]
+
+
 cdef inline sr_void block_log(const floating* total, floating* out) noexcept nogil:
     """out OUT = log(total)."""
     cdef Py_ssize_t i

@@ -16,6 +16,8 @@ PAGE = Path(__file__).resolve().parents[1] / "ARCHITECTURE.md"
 LAYERS = [
     {"_reference", "_dense_stream_reference", "_sparse_stream_reference", "_coordinate_descent_reference"},
     {"_memory_layout", "_array_checks", "_threads", "_systematic_sampling", "_class_directions", "_typing"},
+    {"_inner_products"},
+    {"_hessian_product"},
     {"_design_matrix"},
     {"functional", "_validation"},
     {"_objective"},

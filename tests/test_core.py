@@ -30,8 +30,9 @@ OUTPUTS = {
     "csr_logits": {"out": "mK"},
     "csr_gradient": {"out": "pK"},
     "csr_loss_gradient": {"P": "mK", "residual": "mK", "grad": "pK"},
-    "csr_hessian_product": {"curved": "mK", "out": "pK"},
+    "csr_curve": {"curved": "mK"},
 }
+INOUT = {"csr_gradient"}  # kernels that add to their outputs
 BATCH = list(OUTPUTS)[:5]
 LINEAR = list(OUTPUTS)[6:]
 LOSSES = ["cross_entropy", "dense_loss_gradient", "csr_loss_gradient"]
@@ -88,7 +89,8 @@ def floating_type(given):
 def outputs(name, given, dtype):
     p = given["V"].shape[1] if "V" in given else 0
     sizes = {"m": len(given["Z"]), "K": given["Z"].shape[1], "d": given.get("n_features"), "p": p}
-    return {out: np.full([sizes[c] for c in shape], np.nan, dtype) for out, shape in OUTPUTS[name].items()}
+    before = 0.5 if name in INOUT else np.nan
+    return {out: np.full([sizes[c] for c in shape], before, dtype) for out, shape in OUTPUTS[name].items()}
 
 
 def call(module, name, given, out, n_threads=1):
@@ -192,8 +194,8 @@ def linear_bounds(name, given, eps):
         return {"out": product(A, given["W"].T, eps)}
     if what == "gradient":
         grad = product(given["G"].T, A, eps)
-        return {"out": grad if kind == "dense" else grad.T}
-    if what == "hessian_product":
+        return {"out": grad if kind == "dense" else grad.T + 2 * eps}  # and the 0.5 that was there
+    if what in ("hessian_product", "curve"):
         R, dR = abs(A) @ abs(given["V"]).T, product(A, given["V"].T, eps)
         s = 1.0 if given["sample_weight"] is None else given["sample_weight"]
         s = np.broadcast_to(s, len(X if kind == "dense" else given["indptr"][1:]))
@@ -201,8 +203,9 @@ def linear_bounds(name, given, eps):
         P, K = given["P"], R.shape[1]
         Q = s * P * (R + (P * R).sum(axis=1, keepdims=True))
         dQ = s * P * (dR + (P * dR).sum(axis=1, keepdims=True)) + 2 * (K + 6) * eps * Q
-        out = dQ.T @ abs(A) + product(Q.T, A, eps) + penalty(given["V"])
-        return {"out": out} if kind == "dense" else {"curved": dQ, "out": out.T}
+        if kind == "csr":
+            return {"curved": dQ, "loss": (R * dQ + dR * Q).sum() + 2 * (K + 2) * eps * (R * Q).sum()}
+        return {"out": dQ.T @ abs(A) + product(Q.T, A, eps) + penalty(given["V"])}
     dZ = product(A, given["W"].T, eps).max(axis=1, keepdims=True, initial=0.0)
     Z = A @ given["W"].T
     dlosses, dG, G = cross_entropy_errors(given, Z, eps, dZ)

@@ -8,11 +8,14 @@ from scipy import sparse
 from scipy.optimize import minimize_scalar
 from shared import QuietMonitor, like
 
-from softreg import _preconditioners
+from softreg import _feature_blocks, _preconditioners
 from softreg._class_directions import class_directions, class_gram, directional_curvature
 from softreg._design_matrix import design_matrix
-from softreg._objective import Linearization, Objective, inner
-from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation, correlation
+from softreg._hessian_product import ArrayProduct
+from softreg._inner_products import inner
+from softreg._objective import Linearization, Objective
+from softreg._preconditioners import Blocks, Diagonal, Exact, ScaledCorrelation, correlation, diagonal
+from softreg._preconditioners.standardized_sample import StandardizedSample
 from softreg._solvers import Options, Start, row_sampling
 from softreg._solvers.newton import Newton, newton
 from softreg._solvers.row_sampling import RowDamping, RowSample
@@ -156,6 +159,8 @@ class Identity:
     def solve(self, G):
         return G.copy(order="K")
 
+    conjugate = StandardizedSample.conjugate
+
 
 # --- directions and rows --------------------------------------------------------------------------------------
 
@@ -284,6 +289,42 @@ def test_preconditioner_is_a_symmetric_inverse_metric(name, kind):
 
 
 @kinds
+@pytest.mark.parametrize("name", [*ALL, "diagonal in blocks"])
+def test_next_conjugate_direction(name, kind, monkeypatch):
+    """Sums of p K products in another order, in the dtype."""
+    if name == "diagonal in blocks":
+        name = "diagonal"
+        monkeypatch.setattr(diagonal, "KEPT_NUMBERS", 0)
+        monkeypatch.setattr(_feature_blocks, "BLOCK_NUMBERS", 12)
+    objective, W = of_kind(name, **kind)
+    at = objective.linearize(W)
+    M, rng = refreshed(ALL[name], at), np.random.default_rng(0)
+    D, R = (like(objective, rng.normal(size=objective.shape)) for _ in range(2))
+    square, Z = inner(R, M.solve(R)), M.solve(R)
+    expected, before = 0.5 * D - Z, R.copy()
+    assert M.conjugate(D, R, 2 * square) == pytest.approx(square, rel=100 * float(np.finfo(D.dtype).eps))
+    np.testing.assert_allclose(D, expected, rtol=0, atol=100 * np.finfo(D.dtype).eps * np.abs(expected).max())
+    assert np.array_equal(R, before)
+
+
+@pytest.mark.parametrize("overshoots", [False, True])
+def test_a_solve_may_take_the_gradient(overshoots):
+    """On sparse X with many coefficients. A step that is not taken leaves a gradient that was computed again."""
+    objective, W = problem(form=sparse.csr_array, d=200, K=10)
+    run = run_at(objective.linearize(W))
+    assert run.takes_gradient
+    expected, passes = run.at.gradient.copy(order="K"), run.result.passes
+    solution = run.solve(run.at, np.inf, 0.1)
+    assert run.at.gradient is None
+    assert solution.slope == pytest.approx(inner(expected, solution.step), rel=1e-4)  # 3e-6: 35 products lose conjugacy
+    W, used = run.at.W, run.result.passes - passes
+    run.accept(objective.linearize(W + (-1 if overshoots else 1) * solution.step))
+    assert (run.at.W is W) == overshoots and run.result.passes == passes + used + overshoots
+    if overshoots:
+        assert np.array_equal(run.at.gradient, expected)
+
+
+@kinds
 @pytest.mark.parametrize("share", [1, 0], ids=["near the truth", "at zero"])
 def test_exact_is_the_inverse(kind, share):
     """Up to a damping of 1e-13 of the largest diagonal, where the smallest eigenvalues are some 1e-3 of it, and
@@ -340,9 +381,10 @@ def test_diagonal_has_the_sums_of_that_of_the_hessian(kind):
     at = objective.linearize(W)
     M, (K, p) = refreshed(ALL["diagonal"], at), objective.shape
     H = hessian(at).reshape(K, p, K, p)
-    expected = np.einsum("ku,kjlj,lu->ju", M.U, H, M.U) - M.penalty[:, None]
-    found = M.diagonal(slice(None)) - M.penalty[:, None]
-    close = 1e-5 + 10 * float(np.finfo(objective.dtype).eps) * (1 + M.penalty.max() / expected.sum(axis=1).min())
+    penalty = np.where(np.arange(p) < objective.n_features, objective.l2, 0.0)
+    expected = np.einsum("ku,kjlj,lu->ju", M.U, H, M.U) - penalty[:, None]
+    found = M.diagonal(slice(None)) - penalty[:, None]
+    close = 1e-5 + 10 * float(np.finfo(objective.dtype).eps) * (1 + penalty.max() / expected.sum(axis=1).min())
     np.testing.assert_allclose(found.sum(axis=0), expected.sum(axis=0), rtol=close)
     np.testing.assert_allclose(found.sum(axis=1), expected.sum(axis=1), rtol=close)
 
@@ -473,7 +515,7 @@ def test_a_step_that_is_nothing_ends_a_solve():
     """The curvature overflows, so that the step has size zero: a division by it raised an error."""
     objective, W = problem()
     at, M = objective.linearize(W), Identity()
-    at.hessian_product, M.solve = (lambda V: 1e300 * V), (lambda G: 1e10 * G)
+    at.product, M.solve = (lambda V: ArrayProduct(V, 1e300 * V)), (lambda G: 1e10 * G)
     with np.errstate(over="ignore"):
         solution = trust_region_cg(at, M, np.inf, 0.1)
     assert solution.truncated and not solution.step.any()
@@ -513,7 +555,7 @@ def test_line_search(kind, factor):
     best, _ = optimum(*problem(**{**kind, "dtype": np.float64}))
     at = objective.linearize(like(objective, 0.95 * best))
     step, run = W.dtype.type(factor) * newton_step(at), run_at(at)
-    new, t = run.line_search(step)
+    new, t = run.line_search(solved(step=step, slope=inner(at.gradient, step)))
     expected = objective.linearize(at.W + W.dtype.type(t) * step)
     assert new.value == expected.value
     assert np.array_equal(new.W, expected.W) and np.array_equal(probabilities(new), probabilities(expected))

@@ -9,7 +9,8 @@ from shared import like
 
 from softreg import functional as F
 from softreg._duality import lower_bound
-from softreg._objective import Objective, inner, squared_norm
+from softreg._inner_products import inner, squared_norm
+from softreg._objective import Objective
 
 N, D, K = 24, 4, 3
 # What check_gradient promises of a right gradient in float64: some 6 times the root of machine epsilon.
@@ -139,6 +140,11 @@ def test_hessian_product(form, weighted, intercept):
     U = point(objective, seed=3)
     np.testing.assert_allclose(inner(U, product), inner(at.hessian_product(U), V), **CLOSE)
     assert inner(V, product) > 0
+    # in the form for conjugate gradients, which sums in another order
+    form_for_cg, R = at.product(V), U.copy(order="K")
+    np.testing.assert_allclose(form_for_cg.curvature, inner(V, product), **CLOSE)
+    form_for_cg.add_to(R, 0.3)
+    np.testing.assert_allclose(R, U + 0.3 * product, rtol=1e-12, atol=1e-13)
 
 
 def test_hessian_has_the_null_direction_of_softmax():

@@ -76,7 +76,7 @@ def test_long_sums_of_float32(form):
     """A million times 0.1: one after the other, with a running sum in float32, they make 100958."""
     n = 1_000_000
     X, G = form(np.full((n, 1), 0.1, np.float32)), np.ones((n, 1), np.float32)
-    out = np.empty((1, 1), np.float32)
+    out = np.zeros((1, 1), np.float32)
     if sparse.issparse(X):
         _core.csr_gradient(X.data, X.indices, X.indptr, None, G, 1, out)
     else:
@@ -92,7 +92,7 @@ def test_intercept_gradients_of_csr_are_summed_in_float64(dtype):
     G[n // 2 :] *= -1
     G[0] += 0.25
     empty = (np.empty(0, dtype), np.empty(0, np.int32), np.zeros(n + 1, np.int32))
-    out = np.empty((2, 2), dtype)
+    out = np.zeros((2, 2), dtype)
     _core.csr_gradient(*empty, None, G, 1, out)
     assert np.array_equal(out[0], [0, 0])
     # two million additions in float64, of numbers below 1e5 in size

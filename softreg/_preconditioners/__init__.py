@@ -10,7 +10,8 @@ decides how much of it a preconditioner keeps:
                         K p not small
 
 Each has `refresh(linearization)`, which builds it for the probabilities there and has to come before the first solve;
-`solve(G)`, which returns the step that belongs to a gradient G (K, p), as a new array like W; and
+`solve(G)`, which returns the step that belongs to a gradient G (K, p), as a new array like W;
+`conjugate(D, R, square)`, the next direction of conjugate gradients; and
 `for_objective(objective)`, the same preconditioner for other penalties, to be refreshed before use. `refresh_interval`
 is the number of products between two refreshes, `is_exact_inverse` tells whether `solve` is a Newton step, and
 `min_products` is the fewest products of a solve of conjugate gradients that estimates the gap to the minimum.

@@ -3,9 +3,10 @@
 import numpy as np
 
 from softreg._class_directions import class_directions
-from softreg._feature_blocks import feature_blocks
+from softreg._feature_blocks import FeatureBlocks, feature_blocks
 from softreg._validation import OVERFLOW
 
+KEPT_NUMBERS = 2**23  # numbers of a solve that are stored rather than computed twice: 32 MB of float32
 LEAST = 1e-10  # of the largest curvature, in units of the column: the least that is taken for curvature
 
 
@@ -25,15 +26,21 @@ class Diagonal:
     refresh_interval, is_exact_inverse, min_products = 1, False, 20
 
     def __init__(self, objective):
-        """Take the weighted mean squares of the columns, with the penalty, as their units."""
-        self.objective, (_, p), d = objective, objective.shape, objective.n_features
-        sizes, self.units, self.penalty = objective.column_sizes(), np.ones(p), np.zeros(p)
-        self.penalty[:d] = objective.l2
-        unseen = np.flatnonzero(sizes**2 + objective.l2 == 0)
+        self.objective = objective
+        unseen = np.flatnonzero(objective.column_sizes().astype(np.float64) ** 2 + objective.l2 == 0)
         if len(unseen) and objective.design.has_entries(unseen):  # no features of zeros: their squares vanish
             raise FloatingPointError(OVERFLOW.format(objective.dtype))
-        self.units[:d] = sizes**2 + objective.l2
-        self.units[unseen] = 1.0
+
+    def penalty(self, block):
+        """Return the diagonal of the Hessian of the penalty in the columns in `block`, all of features or of none."""
+        return self.objective.l2 if block.start < self.objective.n_features else 0.0
+
+    def units(self, block):
+        """Return the weighted mean squares of the columns in `block`, with the penalty; 1 where both are zero."""
+        if block.start >= self.objective.n_features:
+            return 1.0
+        squares = self.objective.column_sizes()[block].astype(np.float64) ** 2 + self.objective.l2
+        return np.where(squares == 0, 1.0, squares)
 
     def for_objective(self, objective):
         """Return a new one for an objective that differs in its penalties alone."""
@@ -45,11 +52,14 @@ class Diagonal:
         columns, directions = linearization.curvature_sums(U)
         if not (np.isfinite(columns).all() and np.isfinite(directions).all()):
             raise FloatingPointError(OVERFLOW.format(self.objective.dtype))
-        total, dtype = directions.sum(), self.objective.dtype
+        total, dtype, blocks = directions.sum(), self.objective.dtype, list(feature_blocks(self.objective))
         directions = directions / total if total > 0 else directions
-        largest = np.max((columns * directions.max() + self.penalty) / self.units)
+        sizes = ((columns[b] * directions.max() + self.penalty(b)) / self.units(b) for b in blocks)
+        least = LEAST * max(np.max(size) for size in sizes)
         self.U, self.columns, self.directions = U.astype(dtype), columns.astype(dtype), directions.astype(dtype)
-        self.least = (self.penalty + LEAST * largest * self.units).astype(dtype)
+        self.least = np.empty_like(self.columns)
+        for block in blocks:
+            self.least[block] = self.penalty(block) + least * self.units(block)
 
     def smallest_eigenvalue(self):
         """Return inf: the diagonal does not tell the smallest eigenvalue of M^-1 H."""
@@ -62,7 +72,21 @@ class Diagonal:
     def solve(self, G):
         V = self.objective.empty()
         for block in feature_blocks(self.objective):
-            along = G.T[block] @ self.U
-            along /= self.diagonal(block)
-            V.T[block] = along @ self.U.T
+            V.T[block] = self._solve_block(G, block)
         return V
+
+    def _solve_block(self, G, block):
+        """Return what `solve` does in the columns in `block`, (m, K)."""
+        along = G.T[block] @ self.U
+        along /= self.diagonal(block)
+        return along @ self.U.T
+
+    def conjugate(self, D, R, square):
+        """Do what `StandardizedSample.conjugate` does. Of large arrays, M^-1 R is computed twice and not stored."""
+        kept = self.solve(R) if R.size <= KEPT_NUMBERS else None
+        blocks = FeatureBlocks(lambda block: self._solve_block(R, block) if kept is None else kept.T[block])
+        new = sum(float(np.vdot(R.T[block], blocks[:, block])) for block in feature_blocks(self.objective))
+        D *= D.dtype.type(new / square)
+        for block in feature_blocks(self.objective):
+            D.T[block] -= blocks[:, block]
+        return new

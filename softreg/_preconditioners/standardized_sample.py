@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from softreg._class_directions import class_directions, directional_curvature, gram_of_moments, probability_moments
+from softreg._inner_products import inner
 from softreg._systematic_sampling import systematic_sample
 from softreg._validation import OVERFLOW
 
@@ -74,6 +75,17 @@ class StandardizedSample:
         other = copy(self)
         other.objective = objective
         return other
+
+    def conjugate(self, D, R, square):
+        """Make D the next direction of conjugate gradients, (new / square) D - M^-1 R; return new, R^T M^-1 R.
+
+        D INOUT and R are arrays like W, the last direction and the residual; square is what the last call returned.
+        """
+        Z = self.solve(R)
+        new = inner(R, Z)
+        D *= D.dtype.type(new / square)
+        D -= Z
+        return new
 
     def smallest_eigenvalue(self):
         """Return an estimate of the smallest eigenvalue of M^-1 H; inf if M does not tell."""

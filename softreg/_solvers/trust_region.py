@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import lapack
 
-from softreg._objective import add_scaled, inner, squared_norm
+from softreg._inner_products import add_scaled, inner, squared_norm
 
 SPARE = 0.2  # share of a gap to be proven that the residual may take: the model's own error takes some, too
 
@@ -19,6 +19,7 @@ class ModelSolution:
     step : array like W; None once it is taken
     decrease : of the quadratic model along the step
     decrement : estimate of 1/2 g^T H^-1 g, the gap of the model: the decrease, and an estimate of the rest
+    slope : of F along the step at its start, g^T s
     length : of the step, in M's norm
     residual : its norm in that of M^-1
     smallest : estimate of the smallest eigenvalue of M^-1 H
@@ -31,6 +32,7 @@ class ModelSolution:
     step: np.ndarray | None
     decrease: float
     decrement: float
+    slope: float
     length: float
     residual: float
     smallest: float
@@ -87,8 +89,9 @@ class ModelSolution:
 
 
 def trust_region_cg(
-    linearization, M, radius, accuracy, max_products=100, min_products=1, target_gap=0.0, smallest=np.inf, proves=False
-):
+    linearization, M, radius, accuracy, max_products=100, min_products=1, target_gap=0.0, proves=False, *,
+    smallest=np.inf, takes_gradient=False,
+):  # fmt: skip
     """Minimise g^T s + 1/2 s^T H s within ||s||_M <= radius until ||residual|| <= accuracy ||g||, both in M^-1's norm.
 
     A step that would leave the region ends at its boundary (Steihaug 1983). The rest of the decrease, 1/2 r^T H^-1 r,
@@ -103,20 +106,22 @@ def trust_region_cg(
     radius, accuracy : float
     max_products, min_products : int, of products with H
     target_gap : float
-    smallest : float, what earlier solves tell of the smallest eigenvalue of M^-1 H
     proves : bool, needs l2 > 0
+    smallest : float, what earlier solves tell of the smallest eigenvalue of M^-1 H
+    takes_gradient : bool, True to work in the array of the gradient, of which nothing is left then
 
     Returns
     -------
     solution : ModelSolution
     """
-    s, r = linearization.objective.zeros(), linearization.gradient.copy(order="K")
+    s, r = linearization.objective.zeros(), linearization.gradient
+    r = r if takes_gradient else r.copy(order="K")
     d = M.solve(r)
     rz = first = inner(r, d)
     np.negative(d, out=d)
     target = accuracy**2 * first
     ss, sd, dd = 0.0, 0.0, rz
-    decrease, truncated, is_exact, diagonal, off = 0.0, True, False, [], []
+    decrease, slope, truncated, is_exact, diagonal, off = 0.0, 0.0, True, False, [], []
     ratio, step = 0.0, 1.0
     for _ in range(max_products):
         done = rz <= target or (
@@ -128,8 +133,8 @@ def trust_region_cg(
             break
         if proves and diagonal and gap_of_gradient(linearization.objective, r) <= SPARE * target_gap:
             break
-        Hd = linearization.hessian_product(d)
-        curvature = inner(d, Hd)
+        product = linearization.product(d)
+        curvature = product.curvature
         if not curvature > 0 or rz / curvature == 0:  # rounding: H has no negative curvature, and no step is left
             truncated, is_exact = not done, done
             break
@@ -140,24 +145,23 @@ def trust_region_cg(
             step = (-sd + np.sqrt(max(sd * sd + dd * (radius**2 - ss), 0.0))) / dd
             add_scaled(s, step, d)
             decrease += step * rz - 0.5 * step * step * curvature
+            slope -= step * rz
             ss = radius**2
             break
         add_scaled(s, step, d)
-        add_scaled(r, step, Hd)
-        del Hd  # arrays like W may be large: as few as can be at a time
+        product.add_to(r, step)
+        del product  # arrays like W may be large: as few as can be at a time
         decrease += 0.5 * step * rz
+        slope -= step * rz
         ss = longer
-        z = M.solve(r)
-        ratio, rz = inner(r, z) / rz, inner(r, z)
+        before, rz = rz, M.conjugate(d, r, rz)
+        ratio = rz / before
         off.append(np.sqrt(max(ratio, 0.0)) / step)
-        d *= d.dtype.type(ratio)
-        d -= z
-        del z
         sd, dd = ratio * (sd + step * dd), rz + ratio * ratio * dd
     smallest = min(smallest, smallest_ritz(diagonal, off))
     decrement, residual = decrease + 0.5 * rz / smallest, np.sqrt(max(rz, 0.0))
     products = len(diagonal)
-    return ModelSolution(s, decrease, decrement, np.sqrt(ss), residual, smallest, is_exact, products, truncated)
+    return ModelSolution(s, decrease, decrement, slope, np.sqrt(ss), residual, smallest, is_exact, products, truncated)
 
 
 def gap_of_gradient(objective, gradient):

@@ -84,6 +84,9 @@ class RowsPreconditioner:
     def min_products(self):
         return self.M.min_products
 
+    def conjugate(self, D, R, square):
+        return self.M.conjugate(D, R, square)
+
     def smallest_eigenvalue(self):
         return self.M.smallest_eigenvalue()
 

@@ -11,7 +11,9 @@ import numpy as np
 from scipy.sparse import issparse, vstack
 
 from softreg._design_matrix import design_matrix
-from softreg._objective import Linearization, Objective, inner, squared_norm
+from softreg._hessian_product import ArrayProduct
+from softreg._inner_products import inner, squared_norm
+from softreg._objective import Linearization, Objective
 from softreg._threads import effective_n_threads
 from softreg.dask import _sums
 from softreg.dask._worker import array_bytes
@@ -185,6 +187,9 @@ class DistributedLinearization(Linearization):
             product = objective.sum(_sums.sampled_hessian_product, self.chunks, self.samples, V=V)[0]
         objective.coef(product)[...] += objective.l2 * objective.coef(V).astype(np.float64)
         return objective.design.arranged(product)
+
+    def product(self, V):
+        return ArrayProduct(V, self.hessian_product(V))
 
     def class_gram(self):
         return self.objective.sum(_sums.class_gram, self.chunks)[0]

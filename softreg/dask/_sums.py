@@ -9,7 +9,7 @@ from functools import wraps
 import numpy as np
 
 from softreg import _core
-from softreg._objective import inner
+from softreg._inner_products import inner
 from softreg._solvers import quadratic_models as models
 from softreg._solvers.centred_coordinates import CentredCoordinates
 from softreg._solvers.row_sampling import RowDamping, RowSample
