@@ -176,6 +176,17 @@ def test_bits_do_not_depend_on_the_number_of_threads(classes):
     assert np.array_equal(one.coef_, two.coef_) and np.array_equal(one.intercept_, two.intercept_)
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_an_estimate_is_larger_where_the_next_step_goes_far(far, monkeypatch):
+    objective, _ = problem()
+    state = _NewtonCholesky(objective, Start(objective.zeros()), options())
+    state.result.record(state.at.value)
+    monkeypatch.setattr(module, "FARTHEST", -1.0 if far else np.inf)
+    state.note(0.3 * state.result.target)
+    assert state.result.estimate == pytest.approx((3.0 if far else 0.3) * state.result.tol, rel=1e-12)
+    assert state.result.stopped_on == ("max_iter" if far else "estimate")
+
+
 @kinds
 def test_the_largest_change_of_a_logit(kind):
     """Rows without weight do not count, nor does what all logits of a row share."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from softreg._inner_products import inner
 from softreg._preconditioners import Blocks, Exact, ScaledCorrelation, needs_no_rows, preconditioner
-from softreg._solvers.newton_cholesky import FARTHEST, newton_cholesky
+from softreg._solvers.newton_cholesky import CAUTION, FARTHEST, newton_cholesky
 from softreg._solvers.result import Start, begin
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.sgd import quick_start
@@ -242,8 +242,8 @@ class Newton:
         """Note what a solve over all rows says of the gap, now that the point is where its step led.
 
         If a full step was taken, `reached` is the norm of the gradient in that of M^-1, else None. An estimate that
-        would end the run is made again with the curvature at the point. It counts if a step from there changes no
-        logit by more than `FARTHEST`: else the curvature may be gone before the minimum is reached.
+        would end the run is made again with the curvature at the point. It is `CAUTION` times as large if a step from
+        there changes a logit by more than `FARTHEST`: then the curvature may be gone before the minimum is reached.
         """
         value = self.at.value
         gap = solution.gap(self.M, value, self.eps, reached)
@@ -254,7 +254,7 @@ class Newton:
             gap = solution.gap(self.M, value, self.eps, reached, self.flattening(solution, step))
             self.result.passes += 1
             if self.at.max_logit_change(step) > FARTHEST:
-                return
+                gap *= CAUTION
         self.result.estimated(gap)
 
     def flattening(self, solution, step):
