@@ -177,13 +177,13 @@ def test_bits_do_not_depend_on_the_number_of_threads(classes):
 
 
 @pytest.mark.parametrize("far", [False, True])
-def test_an_estimate_is_larger_where_the_next_step_goes_far(far, monkeypatch):
+def test_no_estimate_where_the_next_step_goes_far(far, monkeypatch):
     objective, _ = problem()
     state = _NewtonCholesky(objective, Start(objective.zeros()), options())
     state.result.record(state.at.value)
     monkeypatch.setattr(module, "FARTHEST", -1.0 if far else np.inf)
     state.note(0.3 * state.result.target)
-    assert state.result.estimate == pytest.approx((3.0 if far else 0.3) * state.result.tol, rel=1e-12)
+    assert np.isnan(state.result.estimate) == far
     assert state.result.stopped_on == ("max_iter" if far else "estimate")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from softreg._inner_products import inner
 from softreg._preconditioners import Blocks, Exact, ScaledCorrelation, needs_no_rows, preconditioner
-from softreg._solvers.newton_cholesky import CAUTION, FARTHEST, newton_cholesky
+from softreg._solvers.newton_cholesky import FARTHEST, newton_cholesky
 from softreg._solvers.result import Start, begin
 from softreg._solvers.row_sampling import RowDamping, RowSample
 from softreg._solvers.sgd import quick_start
@@ -27,6 +27,7 @@ from softreg._validation import OVERFLOW
 LONG_SOLVE = 8  # products of a solve above which `Blocks` may be built
 COARSEST = 0.3  # the largest share of the gradient that a solve may leave as residual
 FORGETTING = 30  # products after which a small eigenvalue counts half as small, see `Newton.note`
+CAUTION = 10.0  # times the estimate of the gap where the next step changes a logit by more than `FARTHEST`
 SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a step is accepted
 
 

@@ -9,8 +9,8 @@ up to rounding: `newton` goes on from there.
 
 Where rows are of very different lengths, the decrement may be small far from the minimum. Then the step moves the
 logits of a long row by much. If no logit moves by more than one, the curvature stays near what it is, and the model
-holds (Bach 2010). Elsewhere the estimate of the gap is taken ten times as large: of 4,071 steps on random problems,
-15 had a gap that was larger still.
+holds (Bach 2010). Elsewhere there is no estimate. One that is ten times as large was tried: it was false in 24 of 3,500
+problems with a few rows up to a thousand times as long as the others.
 """
 
 import numpy as np
@@ -22,8 +22,7 @@ from softreg._validation import OVERFLOW
 
 SUFFICIENT = 0.2  # share of the decrease predicted by the slope with which a full step is accepted
 SHORTEST = 0.1  # share of a step below which the model has nothing to say about where the step leads
-FARTHEST = 1.0  # largest change of a logit in the next step with which the model's estimate of the gap is as it is
-CAUTION = 10.0  # times the estimate where it is larger
+FARTHEST = 1.0  # largest change of a logit in the next step with which the model gives an estimate of the gap
 STEEP = 0.25  # share of the slope that is left after a full step, from which a longer one is tried
 LONGER = 3.0  # size of that
 TOO_FAR = 0.1  # share of the slope, of the other sign, with which the longer step went too far
@@ -175,14 +174,15 @@ class _NewtonCholesky:
         self.note(3.0**self.age * self.square)
 
     def note(self, gap):
-        """Note the estimate of the gap, or a larger one if the next step changes a logit by much, and the curvature.
+        """Note the estimate of the gap, unless the quadratic model that it comes from may be far from F.
 
-        There is none where the Hessian is singular, or F is so tiny that more than 1 % of its curvature is rounding.
+        That is so where the next step changes a logit by much, and with it the curvature. It is also so where the
+        Hessian is singular, or F is so tiny that more than 1 % of its curvature is rounding.
         """
         if not self.M.is_exact_inverse or abs(self.at.value) < 100 * self.eps:
             return
         if gap <= self.result.target and self.at.max_logit_change(self.direction) > FARTHEST:
-            gap *= CAUTION
+            return
         self.result.estimated(gap)
 
     def certify(self):
