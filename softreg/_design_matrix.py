@@ -14,6 +14,7 @@ from sklearn.utils.extmath import row_norms
 
 from softreg import _core, _dual_ascent, _hessian
 from softreg._hessian_product import ArrayProduct, SparseProduct
+from softreg._inner_products import add_scaled
 
 BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
 COPIED_NUMBERS = 2**19  # ... or rows with so many nonzeros, if sparse rows are more: a block costs a pass over W, too
@@ -160,9 +161,9 @@ class DenseDesign(_Design):
         _core.dense_hessian_product(self.X, self.rows, P, sample_weight, scale, l2, V, out, self.n_threads)
         return out
 
-    def product(self, *curvature_and_direction):
+    def product(self, P, sample_weight, scale, l2, V):
         """Return what `hessian_product` does, in the form of `_hessian_product`."""
-        return ArrayProduct(curvature_and_direction[-1], self.hessian_product(*curvature_and_direction))
+        return ArrayProduct(V, self.hessian_product(P, sample_weight, scale, l2, V))
 
     def squares_product(self, c):
         """Return sum_i c_i [x_i^2 1], (p,), for c (n,)."""
@@ -250,17 +251,16 @@ class CSRDesign(_Design):
         return _core.csr_loss_gradient(*self._arrays, W.T, self.n_features, *given, self.n_threads), gradient
 
     def hessian_product(self, P, sample_weight, scale, l2, V):
-        curved, out = self.curve(P, sample_weight, scale, V)[1], self.empty(len(V))
-        np.multiply(self.dtype.type(l2), V, out=out)
-        self.intercepts(out)[...] = 0
-        self.add_accumulated(curved, out)
+        out = self.accumulate(self.curve(P, sample_weight, scale, V)[1])
+        if l2:
+            add_scaled(self.coef(out), l2, self.coef(V))
         return out
 
-    def product(self, *curvature_and_direction):
-        return SparseProduct(self, *curvature_and_direction)
+    def product(self, P, sample_weight, scale, l2, V):
+        return SparseProduct(self, P, sample_weight, scale, l2, V)
 
     def curve(self, P, sample_weight, scale, V):
-        """Return the curvature of the loss along V, and what `accumulate` makes its Hessian times V of, (n, K)."""
+        """Return the curvature of the loss along V, and the (n, K) numbers of which `accumulate` makes H V."""
         curved = np.empty_like(P)
         given = (P, sample_weight, scale, V.T, self.n_features, curved)
         return _core.csr_curve(*self._arrays, *given, self.n_threads), curved

@@ -1,4 +1,4 @@
-"""Inner products and sums of arrays like W, which may be large: without temporary arrays."""
+"""Inner products and sums of arrays like W. These may be large, so no temporary array has their size."""
 
 import numpy as np
 from scipy.linalg import blas

@@ -329,7 +329,7 @@ class Linearization:
         """Return the Hessian of F at W, times V: an array like W."""
         objective, design = self.objective, self.objective.design
         if self._P is not None:
-            return design.hessian_product(*self._curvature_of_all(), V)
+            return design.hessian_product(*self._product_arguments(), V)
         weight, scale = objective.labels_of_all[2], 1.0 / objective.total_weight
         product = objective.zeros()
         objective.coef(product)[...] = objective.dtype.type(objective.l2) * objective.coef(V)
@@ -341,10 +341,11 @@ class Linearization:
         """Return the product of `hessian_product` in the form of `_hessian_product`, for conjugate gradients."""
         if self._P is None:
             return ArrayProduct(V, self.hessian_product(V))
-        return self.objective.design.product(*self._curvature_of_all(), V)
+        return self.objective.design.product(*self._product_arguments(), V)
 
-    def _curvature_of_all(self):
-        """Return the stored probabilities, damped where rows are, the weights, their scale, and l2."""
+    def _product_arguments(self):
+        """Return what the design needs for products: the stored probabilities, damped where rows are damped, the
+        weights, their scale, and l2."""
         if self._row_damping is not None:  # the product of a model is asked for many times
             self._P, self._row_damping = self.probabilities(slice(None)), None
         objective = self.objective

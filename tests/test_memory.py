@@ -226,9 +226,9 @@ def text(n, d, classes):
 @unfinished
 @pytest.mark.parametrize(("solver", "arrays"), [("dual", 4), ("newton", 5)])
 def test_a_sparse_fit_takes_few_arrays_like_w(solver, arrays, monkeypatch):
-    """Dual ascent: the start, W, the class moments, and a gradient or `coef_`. Newton's method: the start, of which
-    the system gives no page, W, the residual, the step and the direction. Beside these there are two arrays of n K
-    numbers, and at most three blocks of features at a time, of 2^18 numbers of float64."""
+    """Dual ascent: the start, W, the class moments, and a gradient or `coef_`. Newton's method: the start,
+    zeros that take no memory but are counted here, W, the residual, the step and the direction. Beside these there are
+    two arrays of n K numbers, and at most three blocks of features at a time, of 2^18 numbers of float64."""
     monkeypatch.setattr("softreg._preconditioners.diagonal.KEPT_NUMBERS", 0)
     n, d, classes = 500, 2**16, 40
     X, y = text(n, d, classes)

@@ -49,7 +49,7 @@ def newton(objective, start, options, monitor):
 
     Notes
     -----
-    Order of calls in an iteration: `iterate` solves the model (`trust_region_cg`), searches along the step
+    Order of calls in an iteration: `iterate` solves the model (`solve`), searches along the step
     (`line_search`), moves there (`move`), and checks for the end (`record`, which may `confirm` and `certify`).
     `adapt_model` then prepares the next iteration.
 
@@ -153,7 +153,7 @@ class Newton:
         self.record(step_size, reached)
 
     def solve(self, model, *limits):
-        """Return the solution of a model by conjugate gradients, and note what it tells; see `trust_region_cg`."""
+        """Return the solution of a model, and note what it tells; `limits` are those of `trust_region_cg`, in order."""
         solution = trust_region_cg(
             model, self.M, *limits, smallest=self.smallest, takes_gradient=self.takes_gradient
         )
