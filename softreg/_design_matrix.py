@@ -103,6 +103,21 @@ class _Design:
         """Return ||x_i||^2 of the selected rows, (n,)."""
         return np.concatenate([row_norms(self.copy_rows(block), squared=True) for block in self.row_blocks()])
 
+    def accumulate_float64(self, G):
+        """Return G^T [X 1], (K, p), with sums in float64, for a float64 G (n, K)."""
+        if self.dtype == np.float64:
+            return self.accumulate(G)
+        product = (self.copy_rows(slice(None)).astype(np.float64).T @ G).T
+        return np.hstack([product, G.sum(axis=0)[:, None]]) if self.fit_intercept else product
+
+    def accumulate_long(self, G, features):
+        """Return G^T X for some features, (K, m), with sums in long double, for G (n, K)."""
+        if not len(features):
+            return np.empty((G.shape[1], 0), np.longdouble)
+        X = self.copy_rows(slice(None))[:, features]
+        X = X.toarray() if issparse(X) else X
+        return G.T.astype(np.longdouble) @ X.astype(np.longdouble)
+
     # --- arrays like W --------------------------------------------------------------------------------------------
 
     def empty(self, n_classes):

@@ -13,6 +13,8 @@ from scipy.special import entr
 
 from softreg import _rounding
 from softreg._feature_blocks import FeatureBlocks, feature_blocks
+from softreg._inner_products import inner, squared_norm
+from softreg._objective import CACHED_NUMBERS
 
 NEGLIGIBLE = 1e-3  # share of the gap that an allowance for rounding may be without a second bound being computed
 
@@ -51,6 +53,21 @@ def lower_bound(linearization):
     by_loss = dual_bound(objective, of_loss, G) - allowance - _rounding.of_loss(objective, W, loss)
     along = FeatureBlocks(lambda block: coef[:, block] + penalty_derivative(objective, G[:, block]))
     return max(by_entropy, by_loss - _rounding.of_sums(objective, loss, along, coef))
+
+
+def bound_of_gradient(linearization):
+    """Return the `lower_bound` of a smooth objective without the repair of the class totals and without rounding.
+
+    That takes three inner products. It is not proven, and tells whether `lower_bound` is worth its cost.
+    """
+    objective, W, gradient = linearization.objective, linearization.W, linearization.gradient
+    if not objective.l2:
+        return 0.0
+    coef, of_coef = objective.coef(W), objective.coef(gradient)
+    square, product = squared_norm(coef), inner(of_coef, coef)
+    entropy = linearization.value + 0.5 * objective.l2 * square - inner(gradient, W)
+    squares = squared_norm(of_coef) - 2 * objective.l2 * product + objective.l2**2 * square
+    return smooth_bound(objective.l2, max(entropy, 0.0), max(squares, 0.0))
 
 
 def _gradient_of_loss(linearization, block):
@@ -99,6 +116,39 @@ def dual_point(linearization):
     objective, G = linearization.objective, np.array(linearization.gradient, np.float64)
     objective.coef(G)[...] -= objective.l2 * objective.coef(linearization.W).astype(np.float64)
     return linearization.entropy(), G
+
+
+def dual_point_along(linearization, step=None, long=()):
+    """Return what `dual_point` does, at the probabilities and their first-order change along a step, an array like W.
+
+    Where a probability would fall below zero, see `move_along`; elsewhere G changes as the gradient of the quadratic
+    model does. A step that minimises the model meets the optimality conditions, which the probabilities at its end do
+    only in the limit of short steps. So the bound is as sharp as the model. Sums are in float64 for any dtype, those of
+    the features `long` in long double.
+    """
+    objective, shares = linearization.objective, linearization.objective.shares().astype(np.float64)
+    entropy, G = 0.0, np.zeros(objective.shape, order=objective.design.order)
+    long_sums = np.zeros((objective.n_classes, len(long)), np.longdouble)
+    for block in objective.blocks(CACHED_NUMBERS):
+        design, P = objective.design.select(block), linearization.probabilities(block).astype(np.float64)
+        if step is not None:
+            move_along(P, design.logits(step).astype(np.float64))
+        entropy += shares[block] @ entr(P).sum(axis=1)
+        P -= objective.distributions(block)
+        P *= shares[block, None]
+        G += design.accumulate_float64(P)
+        long_sums += design.accumulate_long(P, long)
+    if len(long):
+        G[:, long] = long_sums
+    return entropy, G
+
+
+def move_along(P, Z):
+    """Add to P (m, K) INOUT its first-order change where the logits change by Z (m, K), or as much as keeps P >= 0."""
+    Z -= np.einsum("ik,ik->i", P, Z)[:, None]
+    Z += 1
+    P *= np.maximum(Z, 0, out=Z)
+    P /= P.sum(axis=1, keepdims=True)
 
 
 def dual_bound(objective, entropy, G):

@@ -8,6 +8,7 @@ from shared import QuietMonitor
 from test_newton import EPS, kinds, optimum, options, problem
 
 from softreg import SoftmaxRegression
+from softreg._duality import lower_bound
 from softreg._objective import Objective
 from softreg._preconditioners import Exact
 from softreg._solvers import Start
@@ -58,6 +59,34 @@ def test_estimates_hold_on_hard_small_problems():
             # F - min F is known to the rounding of F, a sum over up to 80 rows
             assert objective.value(result.W) - lowest <= 1e-3 * objective.null_loss + 20 * EPS
     assert finished >= 120
+
+
+def gap_of_point(objective, result):
+    """The gap that the probabilities at the end prove, in units of F_null."""
+    return (result.loss - lower_bound(objective.linearize(result.W))) / result.null_loss
+
+
+@kinds
+def test_a_step_proves_the_gap(kind):
+    """The probabilities that its model has at its minimum do; those at its end are much farther from a proof."""
+    objective, W = problem(**{**kind, "l2": 1e-6})
+    lowest = optimum(objective, W)[1]
+    result = solve(objective, tol=1e-5)
+    assert result.stopped_on == "gap"
+    # a float32 F has the rounding of a sum over 300 rows
+    assert result.lower_bound <= lowest * (1 + 20 * eps_of(objective))
+    assert result.gap <= min(1e-5, 0.5 * gap_of_point(objective, result))
+
+
+def test_where_no_step_brings_a_proof_an_estimate_ends_the_fit(monkeypatch):
+    """One more step is taken, and its bound stands beside the estimate."""
+    objective, W = problem()
+    monkeypatch.setattr(module, "bound_of_distributions", lambda *given: 0.0)
+    result = solve(objective, tol=1e-4)
+    assert result.stopped_on == "estimate"
+    assert result.estimate <= 1e-4 < result.gap
+    assert objective.value(result.W) - optimum(objective, W)[1] <= 1e-4 * objective.null_loss
+    assert result.loss == pytest.approx(objective.value(result.W), rel=10 * EPS)  # both add the rows, in another order
 
 
 def test_a_factor_serves_for_a_second_step(monkeypatch):

@@ -569,9 +569,8 @@ def test_features_of_scales_twelve_orders_apart_have_a_proof(dtype, density):
 @pytest.mark.parametrize("density", [None, 0.3], ids=["dense", "sparse"])
 def test_sums_in_long_double_are_exact_but_for_the_last_bits(density):
     objective = problem(density=density, scales=True)
-    c = CentredCoordinates(objective)
     X, residual = objective.design.dense_rows(slice(None)), np.random.default_rng(4).normal(size=(200, 4))
-    sums = c._long_sums(residual, slice(None), [3, 11])
+    sums = objective.design.accumulate_long(residual, [3, 11])
     for k in range(4):
         for total, j in zip(sums[k], (3, 11), strict=True):
             pairs = zip(residual[:, k].tolist(), X[:, j].tolist(), strict=True)

@@ -5,6 +5,7 @@ from functools import cached_property
 import numpy as np
 from scipy.special import entr, softmax
 
+from softreg._duality import dual_point_along, move_along
 from softreg._objective import Linearization
 from softreg._validation import OVERFLOW
 
@@ -137,49 +138,25 @@ class CentredCoordinates:
             P = softmax(X @ full[:, :d].T + b, axis=1)
             if step is not None:
                 D = self._of_classes(step)
-                _move_along(P, X @ D[:, :d].T + D[:, d:].sum(axis=1))
+                move_along(P, X @ D[:, :d].T + D[:, d:].sum(axis=1))
             entropy += self.shares[block] @ entr(P).sum(axis=1)
             P -= objective.distributions(block)
             P *= self.shares[block, None]
             G[:, :d] += (X.T @ P).T
             G[:, d:] += P.sum(axis=0)[:, None]
-            long_sums += self._long_sums(P, block, long)
+            long_sums += design.select(block).accumulate_long(P, long)
         G[:, :d] += G[:, d:].sum(axis=1, keepdims=True) * self.mean
         G[:, long] = long_sums
         return entropy, G
 
-    def _long_sums(self, residual, block, long):
-        """Return sum_i r_i x_i^T of a block of rows for the features `long`, (K, m), in long double."""
-        if not len(long):
-            return 0.0
-        return residual.T.astype(np.longdouble) @ self._columns_of(block, long).astype(np.longdouble)
-
-    def _columns_of(self, block, features):
-        """Return some columns of the rows of a block as an ndarray."""
-        X = self.objective.design.copy_rows(block)[:, features]
-        return X if self.objective.design.can_center else X.toarray()
-
     def dual_point_along(self, linearization, step, long=()):
-        """Return what `dual_point` does, from the probabilities of a linearisation in float64; step None for none."""
-        objective, S = self.objective, None if step is None else self.to_weights(step)
-        entropy, G = 0.0, np.zeros(objective.shape, order=objective.design.order)
-        long_sums = np.zeros((self.n_classes, len(long)), np.longdouble)
-        for block in objective.blocks(BLOCK_NUMBERS):
-            design, P = objective.design.select(block), linearization.probabilities(block).copy()
-            if S is not None:
-                _move_along(P, design.logits(S))
-            entropy -= self.shares[block] @ np.einsum("ik,ik->i", P, np.log(np.maximum(P, np.finfo(P.dtype).tiny)))
-            P -= objective.distributions(block)
-            P *= self.shares[block, None]
-            G += design.accumulate(P)
-            long_sums += self._long_sums(P, block, long)
-        G[:, long] = long_sums
-        return entropy, G
+        """Return what `_duality.dual_point_along` does, for a step (L, p) or None."""
+        return dual_point_along(linearization, None if step is None else self.to_weights(step), long)
 
     def moved(self, linearization, step):
         """Return the linearisation with the probabilities moved along a step (L, p), as `dual_point_along` does it."""
         S, P = self.to_weights(step), linearization.probabilities(slice(None)).copy()
-        _move_along(P, self.objective.design.logits(S))
+        move_along(P, self.objective.design.logits(S))
         return Linearization(self.objective, linearization.W + S, linearization.value, linearization.gradient, P)
 
     # --- rows and columns, for models -----------------------------------------------------------------------------
@@ -221,14 +198,6 @@ class CentredCoordinates:
         is_column = features < self.n_features
         product = self.columns[:, features[is_column]] @ weights[is_column]
         return product + weights[~is_column].sum()
-
-
-def _move_along(P, Z):
-    """Add to P (m, K) INOUT its first-order change where the logits change by Z (m, K), or as much as keeps P >= 0."""
-    Z -= np.einsum("ik,ik->i", P, Z)[:, None]
-    Z += 1
-    P *= np.maximum(Z, 0, out=Z)
-    P /= P.sum(axis=1, keepdims=True)
 
 
 def _normalized(P):

@@ -9,6 +9,7 @@ that decreases F.
 
 import numpy as np
 
+from softreg._duality import bound_of_gradient
 from softreg._inner_products import inner
 from softreg._preconditioners import Blocks, Exact, ScaledCorrelation, needs_no_rows, preconditioner
 from softreg._solvers.newton_cholesky import FARTHEST, newton_cholesky
@@ -270,9 +271,8 @@ class Newton:
         return solution.smallest * square / curvature if curvature > 0 else np.inf
 
     def may_be_proven(self):
-        """Return True if F, or the duality gap without rounding and intercepts, is within the target."""
-        gap = gap_of_gradient(self.objective, self.at.gradient)
-        return min(gap, self.at.value) <= self.result.target
+        """Return True if F, or the duality gap without rounding and class totals, is within the target."""
+        return self.at.value - bound_of_gradient(self.at) <= self.result.target
 
     def may_prove(self):
         """Return True if the next step may bring a proven gap, although the model of the curvature has an error.

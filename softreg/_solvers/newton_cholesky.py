@@ -15,6 +15,8 @@ problems with a few rows up to a thousand times as long as the others.
 
 import numpy as np
 
+from softreg import _rounding
+from softreg._duality import bound_of_distributions, dual_point_along
 from softreg._inner_products import inner
 from softreg._preconditioners import Exact
 from softreg._solvers.result import begin
@@ -26,6 +28,7 @@ FARTHEST = 1.0  # largest change of a logit in the next step with which the mode
 STEEP = 0.25  # share of the slope that is left after a full step, from which a longer one is tried
 LONGER = 3.0  # size of that
 TOO_FAR = 0.1  # share of the slope, of the other sign, with which the longer step went too far
+CLOSE = 5.0  # largest change of a logit in a step whose model may prove a gap
 KEPT = 0.03  # decrement after a step, over that before it, up to which the factor serves for one more step
 
 
@@ -102,28 +105,36 @@ class _NewtonCholesky:
 
     def iterate(self):
         """Take the step if F decreases, record the iteration, and check for the end."""
-        new, step_size = self.line_search()
-        if not new.value < self.at.value:
-            self.result.record(self.at.value)
+        at, step, model_holds = self.at, -self.direction, self.age == 0
+        new, step_size = self.line_search(step)
+        if not new.value < at.value:
+            self.result.record(at.value)
             self.stay()
             return
+        error = abs(at.value - new.value - 0.5 * self.square)
         direction, square = self.solve(new)
         self.shrinking = square / self.square
         self.at, self.result.W, self.direction, self.square = new, new.W, direction, square
         self.age += 1
         self.result.record(new.value)
-        self.estimate()
-        if self.result.converged or new.value <= self.result.target:  # F >= 0 is a bound by itself
+        if model_holds and step_size == 1 and error <= self.result.target:
+            if at.max_logit_change(step) <= CLOSE:
+                self.prove(at, step)
+        if not self.result.converged:
+            self.estimate()
+        if self.result.stopped_on == "estimate":
+            self.confirm()
+        elif new.value <= self.result.target:  # F >= 0 is a bound by itself
             self.certify()
         elif step_size < SHORTEST:
             self.result.stopped_on = "slow"
 
-    def line_search(self):
+    def line_search(self, step):
         """Return the linearisation after the step, and the step size.
 
         It is 1; or that of the minimum along the step if 1 overshoots; or more than 1, see `lengthen`.
         """
-        at, step, step_size = self.at, -self.direction, 1.0
+        at, step_size = self.at, 1.0
         new = self.linearize(at.W + step)
         overshot = not new.value <= at.value - SUFFICIENT * self.square
         if overshot and self.square > self.eps * abs(at.value):
@@ -184,6 +195,25 @@ class _NewtonCholesky:
         if gap <= self.result.target and self.at.max_logit_change(self.direction) > FARTHEST:
             return
         self.result.estimated(gap)
+
+    def prove(self, at, step):
+        """Bound min F by the model at the linearisation `at`, whose minimum is a step away: where the method is now.
+
+        The bound is in float64, so the rounding of F there counts, too.
+        """
+        objective, now = self.objective, self.at
+        if objective.l2:
+            bound = bound_of_distributions(objective, *dual_point_along(at, step), max(at.value, 1.0), np.float64)
+            self.result.bound(bound - _rounding.of_loss(objective, now.W, now.value))
+
+    def confirm(self):
+        """Take the next step, if F does not increase, and prove the gap that was estimated before it."""
+        at, step = self.at, -self.direction
+        new = self.linearize(at.W + step)
+        if new.value <= at.value:
+            self.at, self.result.W = new, new.W
+            self.result.history[-1].update(loss=new.value, passes=self.result.passes)
+        self.prove(at, step)
 
     def certify(self):
         """Compute the proven gap at W, and note it in the result."""
