@@ -8,6 +8,7 @@ from softreg._preconditioners.standardized_sample import StandardizedSample
 
 SAMPLE_ROWS = 8192  # 25 MB of float32 for d = 784; with shrinkage, these rows suffice for a thousand features
 SHRINKAGE = 0.05  # towards uncorrelated features of average curvature, or the noise of the sample would be inverted
+REFRESH_COST = 6  # products over the rows of the sample that a refresh costs
 
 
 class ScaledCorrelation(StandardizedSample):
@@ -17,10 +18,11 @@ class ScaledCorrelation(StandardizedSample):
     from the probabilities.
     """
 
-    refresh_interval, is_exact_inverse, min_products = 1, False, 20
+    is_exact_inverse, min_products = False, 20
 
     def __init__(self, objective, order):
         super().__init__(objective, order, SAMPLE_ROWS)
+        self.refresh_interval = REFRESH_COST * len(self.picked) / objective.n_rows
         self.Z = self.standardized(np.float32)  # precise enough for a preconditioner
         root = self.Z * np.sqrt(self.weight).astype(np.float32)[:, None]
         C = root.T @ root

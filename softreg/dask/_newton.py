@@ -92,8 +92,9 @@ class RowsPreconditioner:
 
     @property
     def refresh_interval(self):
-        """Products between two refreshes. Blocks take rows anew, which costs a pass."""
-        return max(8, self.M.refresh_interval) if self.has_blocks else self.M.refresh_interval
+        """Products over all rows between two refreshes. Blocks take rows anew, which costs a pass."""
+        share = self.newton.rows.n_rows / self.newton.objective.n_rows
+        return max(8, self.M.refresh_interval) if self.has_blocks else share * self.M.refresh_interval
 
     def take_blocks(self):
         """Change to `Blocks`, if these are not there yet and suit the problem; return whether they are new."""
