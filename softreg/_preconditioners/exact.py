@@ -30,9 +30,8 @@ class Exact(StandardizedSample):
     def __init__(self, objective, order, size):
         super().__init__(objective, order, size)
         self.positions = slice(None) if self.all_rows else self.picked
-        # half of the cost of a build, which is some n_sample (K p) / 8n products with the Hessian
-        K, p = objective.shape
-        self.refresh_interval = max(4, len(self.picked) * K * p // (16 * objective.n_rows))
+        # what a build costs, in products with the Hessian: see EXACT_SIZE
+        self.refresh_interval = max(4, len(self.picked) * np.prod(objective.shape) // (8 * objective.n_rows))
         self.is_exact_inverse = False
 
     @staticmethod
