@@ -8,7 +8,7 @@ from softreg._preconditioners.standardized_sample import StandardizedSample
 
 SAMPLE_ROWS = 8192  # 25 MB of float32 for d = 784; with shrinkage, these rows suffice for a thousand features
 SHRINKAGE = 0.05  # towards uncorrelated features of average curvature, or the noise of the sample would be inverted
-REFRESH_COST = 6  # products over the rows of the sample that a refresh costs
+CLASSES_COST = 300  # features with which a product costs what a refresh does for the classes alone
 
 
 class ScaledCorrelation(StandardizedSample):
@@ -22,7 +22,8 @@ class ScaledCorrelation(StandardizedSample):
 
     def __init__(self, objective, order):
         super().__init__(objective, order, SAMPLE_ROWS)
-        self.refresh_interval = REFRESH_COST * len(self.picked) / objective.n_rows
+        # what a refresh costs, in products with the Hessian
+        self.refresh_interval = len(self.picked) / objective.n_rows * (1 + CLASSES_COST / objective.shape[1])
         self.Z = self.standardized(np.float32)  # precise enough for a preconditioner
         root = self.Z * np.sqrt(self.weight).astype(np.float32)[:, None]
         C = root.T @ root
