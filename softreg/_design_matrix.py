@@ -104,9 +104,9 @@ class _Design:
         return np.concatenate([row_norms(self.copy_rows(block), squared=True) for block in self.row_blocks()])
 
     def accumulate_float64(self, G):
-        """Return G^T [X 1], (K, p), with sums in float64, for a float64 G (n, K)."""
+        """Return G^T [X 1], (K, p), with sums in float64, for a float64 G (n, K) in any memory order."""
         if self.dtype == np.float64:
-            return self.accumulate(G)
+            return self.accumulate(np.ascontiguousarray(G))
         product = (self.copy_rows(slice(None)).astype(np.float64).T @ G).T
         return np.hstack([product, G.sum(axis=0)[:, None]]) if self.fit_intercept else product
 

@@ -130,9 +130,10 @@ def dual_point_along(linearization, step=None, long=()):
     entropy, G = 0.0, np.zeros(objective.shape, order=objective.design.order)
     long_sums = np.zeros((objective.n_classes, len(long)), np.longdouble)
     for block in objective.blocks(CACHED_NUMBERS):
-        design, P = objective.design.select(block), linearization.probabilities(block).astype(np.float64)
+        # in Fortran order, as NumPy is slow along few classes
+        design, P = objective.design.select(block), linearization.probabilities(block).astype(np.float64, order="F")
         if step is not None:
-            move_along(P, design.logits(step).astype(np.float64))
+            move_along(P, design.logits(step).astype(np.float64, order="F"))
         entropy += shares[block] @ entr(P).sum(axis=1)
         P -= objective.distributions(block)
         P *= shares[block, None]

@@ -3,21 +3,26 @@
 """The whole Hessian of the loss, for problems with few parameters. `_reference.py` says what is computed.
 
 It is a sum over the pairs of classes, sum_i w_i sum_{k<m} p_ik p_im (e_k - e_m)(e_k - e_m)^T (x) z_i z_i^T: blocks of
-rows of the products p_k p_m, times the products z_i z_j, i <= j. The matrix product runs on BLAS.
+rows of the products p_k p_m, times the products z_i z_j, i <= j. That matrix product runs on BLAS. It is slow where a
+matrix has few columns. So if the pairs are few, each has a product of its own: the rows scaled by p_k p_m, times the
+rows.
 """
 
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from softreg._product_leaves cimport add_vector, gemm
-from softreg._simd cimport floating, matrix_pointer, round_up, sr_void, vector_pointer
+from softreg._product_leaves cimport TILE_CLASSES, TILE_ROWS, add_vector, dot_tile, gemm
+from softreg._simd cimport floating, matrix_pointer, round_up, sr_void, vdouble, vector_pointer
 from softreg._softmax_leaves cimport BLOCK
 from softreg._teams cimport MAX_PARTS, WORK, Team, begin_region, end_region, part_begins, part_ends
 
 
 cdef enum:
     HESSIAN_NUMBERS = 32768     # products of columns that are made at a time: they stay in the second cache
+    FEW_PAIRS = 28               # pairs of classes up to which each has a product of its own
+    FEW_ROWS = 264              # rows at a time then; no power of two, so that columns do not share the sets of a cache
+    LANES = 8                   # numbers of a vector
 
 
 cdef struct HessianArguments:   # void is float or double
@@ -28,8 +33,10 @@ cdef struct HessianArguments:   # void is float or double
     const double* mean          # (d,)
     const double* deviation     # (d,)
     Py_ssize_t m, K, d, p, stride
-    Py_ssize_t pairs, squares   # pairs of classes k < m, and of columns: i <= j, or all where `square`
-    bint square                 # one pair of classes: scaled rows times rows, as products of columns serve only once
+    Py_ssize_t pairs, squares   # pairs of classes k < m, and of columns i <= j
+    bint few                    # few pairs: the sums of a pair are (height, width), p rounded up to whole tiles, i <= j
+    Py_ssize_t height, width
+    Py_ssize_t sums             # numbers of all sums
     Py_ssize_t block, parts, size
 
 
@@ -79,33 +86,63 @@ cdef sr_void _pair_products(
 
 
 cdef sr_void _scale_columns(
-    const double* A, const double* factor, Py_ssize_t n, Py_ssize_t count, Py_ssize_t block, double* out
+    const double* A, const double* factor, Py_ssize_t n, Py_ssize_t block, double* out
 ) noexcept nogil:
-    """out (n, block) OUT = A (n, block) * factor (block,), `count` columns of them."""
+    """out (n, block) OUT = A (n, block) * factor (block,)."""
     cdef Py_ssize_t i, r
     for i in range(n):
-        for r in range(count):
+        for r in range(block):
             out[i * block + r] = A[i * block + r] * factor[r]
+
+
+cdef sr_void _add_dot_products(
+    const HessianArguments* args, const double** Z, const double* A, double* sums
+) noexcept nogil:
+    """sums (height, width) += A Z^T on the diagonal and right of it, for A (height, block) and the rows of Z."""
+    cdef Py_ssize_t i, k = 0, block = args.block, width = args.width
+    while k < args.height:
+        i = k // TILE_ROWS * TILE_ROWS
+        while i < width:
+            dot_tile[double, vdouble](
+                Z + i, <const vdouble*>(A + k * block), block, block, False, sums + k * width + i, width
+            )
+            i += TILE_ROWS
+        k += TILE_CLASSES
+
+
+cdef void _add_few_pairs(
+    const HessianArguments* args, const double* Z, double* classes, Py_ssize_t count, double* scaled, double* sums
+) noexcept nogil:
+    """sums += those of `count` rows, pair by pair. What follows these rows in Z is finite, and does not count."""
+    cdef Py_ssize_t i
+    cdef const double** rows = <const double**>(scaled + args.height * args.block)
+    for i in range(args.width):
+        rows[i] = Z + i * args.block
+    for _ in range(args.pairs):
+        memset(classes + count, 0, (args.block - count) * sizeof(double))
+        _scale_columns(Z, classes, args.p, args.block, scaled)
+        _add_dot_products(args, rows, scaled, sums)
+        classes += args.block
+        sums += args.height * args.width
 
 
 cdef void _hessian_part(
     const HessianArguments* args, Py_ssize_t part, const floating* like, double* sums
 ) noexcept nogil:
-    """sums (pairs, squares) OUT = those of a part of the rows; scratch follows them."""
+    """sums OUT = those of a part of the rows; scratch follows them."""
     cdef Py_ssize_t start = part * args.m // args.parts, stop = (part + 1) * args.m // args.parts, count
-    cdef double* Z = sums + args.pairs * args.squares
-    cdef double* P = Z + args.p * args.block
+    cdef double* Z = sums + args.sums
+    cdef double* P = Z + args.width * args.block
     cdef double* wP = P + args.K * args.block
     cdef double* classes = wP + args.K * args.block
     cdef double* columns = classes + args.pairs * args.block
-    memset(sums, 0, args.pairs * args.squares * sizeof(double))
+    memset(sums, 0, args.size * sizeof(double))
     while start < stop:
         count = min(args.block, stop - start)
         _load_standardized(args, start, count, like, Z, P, wP)
         _pair_products(P, wP, args.K, 1, count, args.block, classes)
-        if args.square:
-            _scale_columns(Z, classes, args.p, count, args.block, columns)
-            gemm[double](True, args.p, args.p, count, columns, args.block, Z, args.block, 1, sums, args.p)
+        if args.few:
+            _add_few_pairs(args, Z, classes, count, columns, sums)
         else:
             _pair_products(Z, Z, args.p, 0, count, args.block, columns)
             gemm[double](
@@ -115,22 +152,22 @@ cdef void _hessian_part(
 
 
 cdef void _spread_pairs(const HessianArguments* args, const double* sums, double* H) noexcept nogil:
-    """H (K, p, K, p) OUT from the sums (pairs, squares): minus them beside the diagonal, their sums over m on it."""
+    """H (K, p, K, p) OUT from the sums of the pairs: minus them beside the diagonal, their sums over m on it."""
     cdef Py_ssize_t k, m, i, j, K = args.K, p = args.p, n = K * p
     cdef double v
     memset(H, 0, n * n * sizeof(double))
     for k in range(K):
         for m in range(k + 1, K):
             for i in range(p):
-                if args.square:
-                    sums += i
                 for j in range(i, p):
-                    v = sums[0]
-                    sums += 1
+                    v = sums[j if args.few else j - i]
                     H[(k * p + i) * n + k * p + j] += v
                     H[(m * p + i) * n + m * p + j] += v
                     H[(k * p + i) * n + m * p + j] = H[(m * p + i) * n + k * p + j] = -v
                     H[(k * p + j) * n + m * p + i] = H[(m * p + j) * n + k * p + i] = -v
+                sums += args.width if args.few else p - i
+            if args.few:
+                sums += (args.height - p) * args.width
     for k in range(K):
         for i in range(p):
             for j in range(i):
@@ -147,7 +184,7 @@ def dense_hessian(
     does not sum to one, diag(p_i) is multiplied by the sum, so that the matrix has no negative eigenvalues.
     """
     cdef HessianArguments args
-    cdef Py_ssize_t part, n
+    cdef Py_ssize_t part, columns
     cdef double* sums
     cdef double work
     cdef floating* like = NULL
@@ -157,17 +194,22 @@ def dense_hessian(
     args.mean, args.deviation = vector_pointer[double](mean), vector_pointer[double](deviation)
     args.stride = X.strides[0] // <Py_ssize_t>sizeof(floating)
     args.m, args.K, args.d, args.p = P.shape[0], P.shape[1], X.shape[1], out.shape[1]
-    args.square = args.K == 2
-    args.pairs = args.K * (args.K - 1) // 2
-    args.squares = args.p * args.p if args.square else args.p * (args.p + 1) // 2
-    n = args.pairs * args.squares
-    if n == 0:
+    args.pairs, args.squares = args.K * (args.K - 1) // 2, args.p * (args.p + 1) // 2
+    args.few = args.pairs <= FEW_PAIRS
+    args.height, args.width = round_up(args.p, TILE_CLASSES), round_up(args.p, TILE_ROWS)
+    args.sums = args.pairs * (args.height * args.width if args.few else args.squares)
+    if args.pairs * args.squares == 0:
         out[:] = 0
         return
-    work = <double>args.m * n
-    args.block = max(<Py_ssize_t>BLOCK, min(<Py_ssize_t>4 * BLOCK, HESSIAN_NUMBERS // args.squares // 8 * 8))
+    work = <double>args.m * args.pairs * args.squares
+    if args.few:
+        args.block = max(<Py_ssize_t>LANES, min(<Py_ssize_t>FEW_ROWS, round_up(args.m, LANES)))
+        columns = args.height + round_up(args.width, args.block) // args.block  # and pointers to rows
+    else:
+        args.block = max(<Py_ssize_t>BLOCK, min(<Py_ssize_t>4 * BLOCK, HESSIAN_NUMBERS // args.squares // 8 * 8))
+        columns = args.squares
     args.parts = max(<Py_ssize_t>1, min(<Py_ssize_t>MAX_PARTS, min(args.m // (8 * BLOCK), <Py_ssize_t>(work / WORK))))
-    args.size = round_up(n + args.block * (args.p + 2 * args.K + args.pairs + args.squares), 8)
+    args.size = round_up(args.sums + args.block * (args.width + 2 * args.K + args.pairs + columns), LANES)
     sums = <double*>malloc(args.parts * args.size * sizeof(double))
     if sums == NULL:
         raise MemoryError(f"{args.parts * args.size * sizeof(double)} bytes of scratch memory")
@@ -178,6 +220,6 @@ def dense_hessian(
         part_ends(&team, part)
     end_region(&team, args.parts)
     for part in range(1, args.parts):
-        add_vector(sums, sums + part * args.size, n)
+        add_vector(sums, sums + part * args.size, args.sums)
     _spread_pairs(&args, sums, &out[0, 0, 0, 0])
     free(sums)

@@ -359,7 +359,7 @@ class Linearization:
         objective, largest = self.objective, 0.0
         weight = objective.sample_weight
         for block, P in self._blocks():
-            change = objective.design.select(block).logits(step)
+            change = np.asfortranarray(objective.design.select(block).logits(step))  # NumPy is slow along few classes
             change -= np.einsum("ij,ij->i", P, change)[:, None]
             if weight is not None:
                 change[weight[block] == 0] = 0

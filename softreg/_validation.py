@@ -112,7 +112,7 @@ def check_two_classes(objective, classes):
     """Raise a ValueError if all rows that have weight are of one class: nothing is to be told apart."""
     rows = slice(None) if objective.sample_weight is None else objective.sample_weight > 0
     codes, targets = objective.codes, objective.targets
-    present = np.unique(codes[rows]) if targets is None else np.flatnonzero(targets[rows].any(axis=0))
+    present = np.flatnonzero(np.bincount(codes[rows]) if targets is None else targets[rows].any(axis=0))
     if len(present) == 1:
         raise ValueError(
             f"sample_weight or class_weight leaves rows of one class only: {classes.tolist()[present[0]]!r}; "

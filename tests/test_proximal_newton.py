@@ -444,7 +444,8 @@ def test_moved_probabilities_have_the_dual_point_along_the_step(kind):
     moved = c.moved(at, step)
     np.testing.assert_allclose(moved.W, c.to_weights(V + step), atol=1e-12)  # rounding
     for one, other in zip(c.dual_point_along(at, step), c.dual_point_along(moved, None), strict=True):
-        np.testing.assert_array_equal(one, other)
+        # sums over the classes are made in another order; entries of G may cancel
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", ["plain", "weighted", "no intercept", "soft", "binary", "sparse", "offset"])

@@ -56,19 +56,21 @@ class StandardizedSample:
     def _mean_and_deviation(self):
         """Return the mean (zero without an intercept) and the deviation of each feature, float64, (d,) each.
 
-        Features are taken as shares of their largest number, so that squares neither overflow nor vanish.
+        Squares are those of shares of the largest number, so that they neither overflow nor vanish.
         """
         d, weight = self.objective.n_features, self.weight / self.weight.sum()
-        largest, mean, square = np.zeros(d), np.zeros(d), np.zeros(d)
-        for _, X in self._chunks():
-            np.maximum(largest, np.maximum(X.max(axis=0), -X.min(axis=0)), out=largest)
-        largest[largest == 0] = 1.0
+        mean, deviation = np.zeros(d), np.zeros(d)
         if self.objective.fit_intercept:
             for part, X in self._chunks():
-                mean += weight[part] @ np.divide(X, largest, out=X)
+                mean += weight[part] @ X
         for part, X in self._chunks():
-            square += weight[part] @ (np.divide(X, largest, out=X) - mean) ** 2
-        return mean * largest, np.sqrt(square) * largest
+            D = np.ascontiguousarray(X.T)  # NumPy is slow along few features
+            D -= mean[:, None]
+            largest = np.maximum(D.max(axis=1), -D.min(axis=1))
+            largest[largest == 0] = 1.0
+            D /= largest[:, None]
+            deviation = np.hypot(deviation, largest * np.sqrt(np.square(D, out=D) @ weight[part]))
+        return mean, deviation
 
     def for_objective(self, objective):
         """Return a copy for an objective that differs in its penalties alone; refresh the copy before use."""
