@@ -134,7 +134,8 @@ def dual_point_along(linearization, step=None, long=()):
         design, P = objective.design.select(block), linearization.probabilities(block).astype(np.float64, order="F")
         if step is not None:
             move_along(P, design.logits(step).astype(np.float64, order="F"))
-        entropy += shares[block] @ entr(P).sum(axis=1)
+        logs = np.log(np.maximum(P, np.finfo(np.float64).tiny))
+        entropy -= shares[block] @ np.einsum("ik,ik->i", P, logs)
         P -= objective.distributions(block)
         P *= shares[block, None]
         G += design.accumulate_float64(P)

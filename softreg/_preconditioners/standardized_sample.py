@@ -56,21 +56,26 @@ class StandardizedSample:
     def _mean_and_deviation(self):
         """Return the mean (zero without an intercept) and the deviation of each feature, float64, (d,) each.
 
-        Squares are those of shares of the largest number, so that they neither overflow nor vanish.
+        Both come from the distances to the mean of the first rows, in one pass. Squares are those of shares of the
+        largest distance, so that they neither overflow nor vanish.
         """
-        d, weight = self.objective.n_features, self.weight / self.weight.sum()
-        mean, deviation = np.zeros(d), np.zeros(d)
-        if self.objective.fit_intercept:
-            for part, X in self._chunks():
-                mean += weight[part] @ X
+        weight, first = self.weight / self.weight.sum(), None
+        mean, size = np.zeros(self.objective.n_features), np.zeros(self.objective.n_features)
         for part, X in self._chunks():
+            w = weight[part]
+            if first is None:
+                first = w @ X / w.sum() if self.objective.fit_intercept and w.any() else np.zeros_like(mean)
             D = np.ascontiguousarray(X.T)  # NumPy is slow along few features
-            D -= mean[:, None]
+            D -= first[:, None]
             largest = np.maximum(D.max(axis=1), -D.min(axis=1))
             largest[largest == 0] = 1.0
             D /= largest[:, None]
-            deviation = np.hypot(deviation, largest * np.sqrt(np.square(D, out=D) @ weight[part]))
-        return mean, deviation
+            mean += largest * (D @ w)
+            size = np.hypot(size, largest * np.sqrt(np.square(D, out=D) @ w))
+        if not self.objective.fit_intercept:
+            return first, size
+        distance = np.abs(mean)
+        return first + mean, np.sqrt(np.maximum(size - distance, 0)) * np.sqrt(size + distance)
 
     def for_objective(self, objective):
         """Return a copy for an objective that differs in its penalties alone; refresh the copy before use."""
