@@ -17,6 +17,7 @@ from softreg._hessian_product import ArrayProduct, SparseProduct
 from softreg._inner_products import add_scaled
 
 BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
+NUMBERS = 2**16  # ... or numbers, where a computation goes over the copy several times: they stay in the second cache
 COPIED_NUMBERS = 2**19  # ... or rows with so many nonzeros, if sparse rows are more: a block costs a pass over W, too
 PARTS, SUM_ROWS = 16, 4096  # the kernels sum rows in parts, and SUM_ROWS rows of a part apart
 
@@ -211,20 +212,27 @@ class DenseDesign(_Design):
         """Return the squared lengths of the rows in standardised units over their mean, (n,), for weights share (n,).
 
         A feature that is zero but for a few rows has all of its curvature in them: those rows are long. Means are
-        weighted, and rows without weight have length zero.
+        weighted, and those of a part of the rows. Rows without weight have length zero.
         """
-        weighted = np.flatnonzero(share)  # the entries of rows without weight must not matter, however large they are
-        blocks = [weighted[start : start + BLOCK_ROWS] for start in range(0, len(weighted), BLOCK_ROWS)]
-        first, squares = share[blocks[0]], np.zeros(self.n_features)
-        mean = first @ self.copy_rows(blocks[0]) / first.sum() if self.fit_intercept else np.zeros(1, self.dtype)
+        size = max(NUMBERS // self.n_features, 1)
+        blocks = list(self.row_blocks(size))
+        if not share.all():  # the entries of rows without weight must not matter, however large they are
+            weighted = np.flatnonzero(share)
+            blocks = [weighted[start : start + size] for start in range(0, len(weighted), size)]
+        mean, squares, ones = 0, np.zeros(self.n_features), np.ones(self.n_features, self.dtype)
+        if self.fit_intercept:
+            some = blocks[:: max(len(blocks) // 8, 1)]
+            mean = sum(share[block] @ self.copy_rows(block) for block in some)
+            mean /= sum(share[block].sum() for block in some)
         for block in blocks:
             D = self.copy_rows(block) - mean
-            squares += np.einsum("i,ij,ij->j", share[block], D, D)
+            squares += share[block] @ np.square(D, out=D)
         unit = (1 / np.sqrt(np.where(squares > 0, squares, np.inf))).astype(self.dtype)
         length = np.zeros(self.n_rows)
         for block in blocks:
-            D = (self.copy_rows(block) - mean) * unit
-            length[block] = np.einsum("ij,ij->i", D, D)
+            D = self.copy_rows(block) - mean
+            D *= unit
+            length[block] = np.square(D, out=D) @ ones
         average = float(share @ length)
         return length / average if average > 0 else np.ones(self.n_rows)
 
