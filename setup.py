@@ -80,7 +80,8 @@ class ProbingBuildExt(build_ext):
 
 
 SHARED = [f"softreg/{name}" for name in (
-    "_simd.h", "_simd.pxd", "_softmax_leaves.pxd", "_product_leaves.pxd", "_kernel_arguments.pxd", "_teams.pxd"
+    "_simd.h", "_simd.pxd", "_vector_leaves.pxi", "_wide_leaves.pxd", "_narrow_leaves.pxd", "_softmax_leaves.pxd",
+    "_product_leaves.pxd", "_kernel_arguments.pxd", "_teams.pxd"
 )]  # fmt: skip
 
 EXTENSIONS = "_teams", "_core", "_hessian", "_dual_ascent", "_dense_stream", "_sparse_stream", "_coordinate_descent"

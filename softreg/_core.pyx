@@ -23,11 +23,11 @@ from libc.string cimport memcpy, memset
 from softreg._kernel_arguments cimport CURVE, GATHER_BELOW, LOG_SOFTMAX, LOGSUMEXP, LOSS, NOTHING, SOFTMAX
 from softreg._kernel_arguments cimport SOFTMAX_VJP, KernelArguments, Step, batch_arguments, dense_arguments
 from softreg._kernel_arguments cimport pass_lowest, set_targets
-from softreg._product_leaves cimport TILE_ROWS, CSRRows, add_column_sums, add_dot_products
+from softreg._product_leaves cimport CSRRows, add_column_sums, add_dot_products
 from softreg._product_leaves cimport add_penalty, add_product, add_row_sums, add_vector, csr_accumulate, csr_forward
 from softreg._product_leaves cimport csr_rows, gemm
 from softreg._simd cimport OPENMP, floating, index_t, matrix_pointer, round_up
-from softreg._simd cimport sr_max_threads, sr_simd_level, sr_void, vdouble, vector_pointer, vfloat
+from softreg._simd cimport TILE_ROWS, sr_max_threads, sr_simd_level, sr_void, vector_pointer
 from softreg._softmax_leaves cimport BLOCK, add_target_logits, apply_jacobian, block_dot, block_exp, block_log
 from softreg._softmax_leaves cimport block_log_softmax, block_losses, block_max, block_scale, block_sum, check_targets
 from softreg._softmax_leaves cimport load_rows, pick_class_logits, scale_subtract_class, store_rows, subtract_targets
@@ -286,14 +286,9 @@ cdef void _forward(
         transpose_rows(x, count, args.d, features, BLOCK)
         for i in range(args.d):
             columns[i] = features + i * BLOCK
-        if floating is float:
-            add_product(W, args.dp, args.Kp, columns, args.d, BLOCK, <vfloat*>T, BLOCK)
-        else:
-            add_product(W, args.dp, args.Kp, columns, args.d, BLOCK, <vdouble*>T, BLOCK)
-    elif floating is float:
-        add_dot_products(x, count, <const vfloat*>W, args.dp, args.d, args.Kp, T, BLOCK)
+        add_product(W, args.dp, args.Kp, columns, args.d, BLOCK, T, BLOCK)
     else:
-        add_dot_products(x, count, <const vdouble*>W, args.dp, args.d, args.Kp, T, BLOCK)
+        add_dot_products(x, count, W, args.dp, args.d, args.Kp, T, BLOCK)
 
 
 cdef void _backward(
@@ -313,10 +308,7 @@ cdef void _backward(
         for i in range(count):
             memcpy(features + i * width, x[i], args.d * sizeof(floating))
             x[i] = features + i * width
-    if floating is float:
-        add_product(T, BLOCK, args.Kp, x, count, width, <vfloat*>gradient, args.columns)
-    else:
-        add_product(T, BLOCK, args.Kp, x, count, width, <vdouble*>gradient, args.columns)
+    add_product(T, BLOCK, args.Kp, x, count, width, gradient, args.columns)
 
 
 cdef double _sum_parts(

@@ -8,7 +8,7 @@ from libc.stdlib cimport free, malloc
 
 from softreg._product_leaves cimport CSRRows, add_row_sums, csr_row, csr_rows
 from softreg._simd cimport floating, index_t, matrix_pointer, round_up, sr_exp, sr_log, sr_void, subtract_clipped
-from softreg._simd cimport vdouble, vector_pointer, vfloat
+from softreg._simd cimport vector_pointer
 
 
 cdef sr_void _dual_step(
@@ -106,20 +106,14 @@ cdef sr_void _dual_rows(
         for k in range(K):
             z[k] = bias[k] if bias != NULL else 0
             q[k] = Q[at * K + k]
-        if floating is float:
-            csr_row(data + low, indices + low, length, <float*>Wt, K, False, <vfloat*>z)
-        else:
-            csr_row(data + low, indices + low, length, <double*>Wt, K, False, <vdouble*>z)
+        csr_row(data + low, indices + low, length, <floating*>Wt, K, False, z)
         _dual_step(z, Kp, <floating>(scale * s * squares), floor, q, move, scratch + 3 * Kp, &entropy)
         total[0] += s * entropy
         factor = <floating>(-scale * s)
         for k in range(K):
             Q[at * K + k] = q[k]
             move[k] = factor * move[k]
-        if floating is float:
-            csr_row(data + low, indices + low, length, <float*>Wt, K, True, <vfloat*>move)
-        else:
-            csr_row(data + low, indices + low, length, <double*>Wt, K, True, <vdouble*>move)
+        csr_row(data + low, indices + low, length, <floating*>Wt, K, True, move)
         if bias != NULL:
             for k in range(K):
                 bias[k] += <floating>constant * move[k]

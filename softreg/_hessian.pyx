@@ -12,15 +12,18 @@ from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from softreg._product_leaves cimport TILE_CLASSES, TILE_ROWS, add_vector, dot_tile, gemm
-from softreg._simd cimport floating, matrix_pointer, round_up, sr_void, vdouble, vector_pointer
+from softreg cimport _narrow_leaves, _wide_leaves
+from softreg._product_leaves cimport add_vector, gemm
+from softreg._simd cimport TILE_CLASSES, TILE_ROWS, floating, is_wide, matrix_pointer, ndouble, round_up, sr_void
+from softreg._simd cimport vdouble, vector_pointer
 from softreg._softmax_leaves cimport BLOCK
 from softreg._teams cimport MAX_PARTS, WORK, Team, begin_region, end_region, part_begins, part_ends
 
 
 cdef enum:
     HESSIAN_NUMBERS = 32768     # products of columns that are made at a time: they stay in the second cache
-    FEW_PAIRS = 28               # pairs of classes up to which each has a product of its own
+    FEW_PAIRS = 28              # pairs of classes up to which each has a product of its own, in wide vectors
+    FEW_NARROW = 6              # ... and in narrow ones, whose tiles do not fit the registers
     FEW_ROWS = 264              # rows at a time then; no power of two, so that columns do not share the sets of a cache
     LANES = 8                   # numbers of a vector
 
@@ -95,21 +98,6 @@ cdef sr_void _scale_columns(
             out[i * block + r] = A[i * block + r] * factor[r]
 
 
-cdef sr_void _add_dot_products(
-    const HessianArguments* args, const double** Z, const double* A, double* sums
-) noexcept nogil:
-    """sums (height, width) += A Z^T on the diagonal and right of it, for A (height, block) and the rows of Z."""
-    cdef Py_ssize_t i, k = 0, block = args.block, width = args.width
-    while k < args.height:
-        i = k // TILE_ROWS * TILE_ROWS
-        while i < width:
-            dot_tile[double, vdouble](
-                Z + i, <const vdouble*>(A + k * block), block, block, False, sums + k * width + i, width
-            )
-            i += TILE_ROWS
-        k += TILE_CLASSES
-
-
 cdef void _add_few_pairs(
     const HessianArguments* args, const double* Z, double* classes, Py_ssize_t count, double* scaled, double* sums
 ) noexcept nogil:
@@ -121,7 +109,14 @@ cdef void _add_few_pairs(
     for _ in range(args.pairs):
         memset(classes + count, 0, (args.block - count) * sizeof(double))
         _scale_columns(Z, classes, args.p, args.block, scaled)
-        _add_dot_products(args, rows, scaled, sums)
+        if is_wide():
+            _wide_leaves.add_upper_products(
+                rows, <const vdouble*>scaled, args.height, args.width, args.block, sums
+            )
+        else:
+            _narrow_leaves.add_upper_products(
+                rows, <const ndouble*>scaled, args.height, args.width, args.block, sums
+            )
         classes += args.block
         sums += args.height * args.width
 
@@ -195,7 +190,7 @@ def dense_hessian(
     args.stride = X.strides[0] // <Py_ssize_t>sizeof(floating)
     args.m, args.K, args.d, args.p = P.shape[0], P.shape[1], X.shape[1], out.shape[1]
     args.pairs, args.squares = args.K * (args.K - 1) // 2, args.p * (args.p + 1) // 2
-    args.few = args.pairs <= FEW_PAIRS
+    args.few = args.pairs <= (FEW_PAIRS if is_wide() else FEW_NARROW)
     args.height, args.width = round_up(args.p, TILE_CLASSES), round_up(args.p, TILE_ROWS)
     args.sums = args.pairs * (args.height * args.width if args.few else args.squares)
     if args.pairs * args.squares == 0:

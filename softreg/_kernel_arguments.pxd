@@ -4,8 +4,7 @@
 from libc.math cimport log
 from libc.string cimport memset
 
-from softreg._product_leaves cimport TILE_CLASSES
-from softreg._simd cimport DOUBLE_LANES, FLOAT_LANES, floating, matrix_pointer, round_up, vector_pointer
+from softreg._simd cimport TILE_CLASSES, double_lanes, float_lanes, floating, matrix_pointer, round_up, vector_pointer
 from softreg._softmax_leaves cimport BLOCK
 
 
@@ -63,7 +62,7 @@ cdef inline KernelArguments dense_arguments(
 ) noexcept:
     """Return the arguments of a kernel over rows of a dense X, with W or the gradient (K, p)."""
     cdef KernelArguments args = batch_arguments(step, X.shape[0] if rows is None else rows.shape[0], K)
-    cdef Py_ssize_t d = X.shape[1], lanes = FLOAT_LANES if floating is float else DOUBLE_LANES
+    cdef Py_ssize_t d = X.shape[1], lanes = float_lanes() if floating is float else double_lanes()
     args.X, args.d, args.p = matrix_pointer[floating](X), d, p
     args.rows = vector_pointer[Py_ssize_t](rows)
     args.stride = X.strides[0] // <Py_ssize_t>sizeof(floating)

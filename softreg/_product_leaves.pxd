@@ -1,106 +1,44 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Leaf functions for products of rows of X: register tiles and BLAS for dense rows, vectors of K numbers for CSR rows.
-
-Dense rows come as a row pointer table x: `count` pointers and TILE_ROWS more, whose rows are fetched ahead. A vector
-that would pass the end of a row is moved back to end with it. The numbers that it then covers a second time meet a
-zero on the other side, or are left out at the end.
-
-In CSR, a nonzero of feature j meets row j of a table (p, K): W^T or the gradient. The K numbers are held in up to four
-vectors. The last vector is moved back to end with the row: it computes some numbers twice, with the same result.
-"""
+"""Leaf functions for products of rows of X, dense and CSR: with the vectors that this machine has, and by BLAS."""
 
 from libc.string cimport memset
 from scipy.linalg.cython_blas cimport dgemm, sgemm
 
-from softreg._simd cimport DOUBLE_LANES, FLOAT_LANES, floating, index_t, prefetch, sr_inline_void, sr_sum4, sr_void
-from softreg._simd cimport sum_lanes, vdouble, vec, vector_pointer, vfloat
+from softreg cimport _narrow_leaves, _wide_leaves
+from softreg._simd cimport floating, index_t, is_wide, ndouble, nfloat, sr_inline_void, sr_void, sum_lanes, vdouble
+from softreg._simd cimport vector_pointer, vfloat
 
 
-cdef enum:
-    TILE_ROWS = 4       # logits tile: 4 rows x 5 classes = 20 vector accumulators of AVX-512's 32 registers,
-    TILE_CLASSES = 5    # ... 9 loads for 20 multiply-adds; 5 x 2 vectors in the other product
-    AHEAD = 8           # nonzeros of a CSR row that the rows of the table are fetched ahead
-
-
-cdef inline sr_inline_void dot_tile(
-    const floating** x, const vec* W, Py_ssize_t dp, Py_ssize_t d, bint ahead, floating* T, Py_ssize_t ld
-) noexcept nogil:
-    """T += (TILE_CLASSES, TILE_ROWS) dot products of rows of W and rows of x."""
-    cdef vec[TILE_CLASSES * TILE_ROWS] acc
-    cdef vec[TILE_ROWS] v
-    cdef vec w
-    cdef Py_ssize_t j, c, k, i
-    cdef Py_ssize_t lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        for k in range(TILE_CLASSES * TILE_ROWS):
-            memset(&acc[k], 0, sizeof(vec))
-        for c in range(dp // lanes):
-            j = c * lanes if c * lanes + lanes <= d else d - lanes
-            for i in range(TILE_ROWS):
-                v[i] = (<const vec*>(x[i] + j))[0]
-                if ahead:
-                    prefetch(x[i + TILE_ROWS] + j)
-            for k in range(TILE_CLASSES):
-                w = (<const vec*>(<const floating*>W + k * dp + c * lanes))[0]
-                for i in range(TILE_ROWS):
-                    acc[k * TILE_ROWS + i] = acc[k * TILE_ROWS + i] + v[i] * w
-        for k in range(TILE_CLASSES):
-            sr_sum4(&acc[k * TILE_ROWS], T + k * ld)
-
-
-cdef inline sr_void add_dot_products(
-    const floating** x, Py_ssize_t count, const vec* W, Py_ssize_t dp, Py_ssize_t d, Py_ssize_t Kp,
+cdef inline void add_dot_products(
+    const floating** x, Py_ssize_t count, const floating* W, Py_ssize_t dp, Py_ssize_t d, Py_ssize_t Kp,
     floating* T, Py_ssize_t ld,
 ) noexcept nogil:
     """T (Kp, ld) += W (Kp, dp) x^T, in place from rows of X; T has room for TILE_ROWS - 1 rows more than `count`."""
-    cdef Py_ssize_t i = 0, k
-    cdef const floating* w = <const floating*>W
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        while i < count:
-            dot_tile(x + i, W, dp, d, True, T + i, ld)
-            k = TILE_CLASSES
-            while k < Kp:
-                dot_tile(x + i, <const vec*>(w + k * dp), dp, d, False, T + k * ld + i, ld)
-                k += TILE_CLASSES
-            i += TILE_ROWS
+    if floating is float:
+        if is_wide():
+            _wide_leaves.add_dot_products[float, vfloat](x, count, <const vfloat*>W, dp, d, Kp, T, ld)
+        else:
+            _narrow_leaves.add_dot_products[float, nfloat](x, count, <const nfloat*>W, dp, d, Kp, T, ld)
+    elif is_wide():
+        _wide_leaves.add_dot_products[double, vdouble](x, count, <const vdouble*>W, dp, d, Kp, T, ld)
+    else:
+        _narrow_leaves.add_dot_products[double, ndouble](x, count, <const ndouble*>W, dp, d, Kp, T, ld)
 
 
-cdef inline sr_void add_product(
+cdef inline void add_product(
     const floating* A, Py_ssize_t lda, Py_ssize_t Kp, const floating** rows, Py_ssize_t count, Py_ssize_t n_columns,
-    vec* C, Py_ssize_t ldc,
+    floating* C, Py_ssize_t ldc,
 ) noexcept nogil:
-    """C (Kp, ldc) += A (Kp, count) B, B (count, n_columns) given by its rows, in tiles of 5 classes x 2 vectors.
-
-    It serves both products: G^T X with the rows of X for B, and W X^T with the columns of a transposed block.
-    Columns of C come in whole tiles; the last one stands for the last columns of B, some of them a second time.
-    """
-    cdef vec[TILE_CLASSES] left, right
-    cdef vec b, c
-    cdef floating a
-    cdef floating* out
-    cdef Py_ssize_t i, j, k, q, t = 0
-    cdef Py_ssize_t lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        while t < n_columns:
-            j = t if t + 2 * lanes <= n_columns else n_columns - 2 * lanes
-            k = 0
-            while k < Kp:
-                out = <floating*>C + k * ldc + t
-                for q in range(TILE_CLASSES):
-                    left[q] = (<vec*>(out + q * ldc))[0]
-                    right[q] = (<vec*>(out + q * ldc + lanes))[0]
-                for i in range(count):
-                    b = (<const vec*>(rows[i] + j))[0]
-                    c = (<const vec*>(rows[i] + j + lanes))[0]
-                    for q in range(TILE_CLASSES):
-                        a = A[(k + q) * lda + i]
-                        left[q] = left[q] + a * b
-                        right[q] = right[q] + a * c
-                for q in range(TILE_CLASSES):
-                    (<vec*>(out + q * ldc))[0] = left[q]
-                    (<vec*>(out + q * ldc + lanes))[0] = right[q]
-                k += TILE_CLASSES
-            t += 2 * lanes
+    """C (Kp, ldc) += A (Kp, count) B, B (count, n_columns) given by its rows; see `_vector_leaves.pxi`."""
+    if floating is float:
+        if is_wide():
+            _wide_leaves.add_product[float, vfloat](A, lda, Kp, rows, count, n_columns, <vfloat*>C, ldc)
+        else:
+            _narrow_leaves.add_product[float, nfloat](A, lda, Kp, rows, count, n_columns, <nfloat*>C, ldc)
+    elif is_wide():
+        _wide_leaves.add_product[double, vdouble](A, lda, Kp, rows, count, n_columns, <vdouble*>C, ldc)
+    else:
+        _narrow_leaves.add_product[double, ndouble](A, lda, Kp, rows, count, n_columns, <ndouble*>C, ldc)
 
 
 cdef inline sr_void add_row_sums(
@@ -152,68 +90,20 @@ cdef inline CSRRows csr_rows(
     return X
 
 
-cdef inline sr_inline_void csr_tile(
-    const floating* data, const index_t* indices, Py_ssize_t count, floating* table, Py_ssize_t K, Py_ssize_t width,
-    Py_ssize_t n, bint back, vec* row
-) noexcept nogil:
-    """row (width,) += one row of X times `width` columns of the table, or `back`, in n vectors: both constants."""
-    cdef vec[4] own, sums
-    cdef Py_ssize_t[4] at
-    cdef Py_ssize_t i, q, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    cdef floating v
-    cdef floating* w
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        for i in range(n):
-            at[i] = i * lanes if i < n - 1 else width - lanes
-            own[i] = (<vec*>(<floating*>row + at[i]))[0]
-        for q in range(count):
-            if q + AHEAD < count:
-                w = table + indices[q + AHEAD] * K
-                for i in range(n):
-                    prefetch(w + at[i])
-            v = data[q]
-            w = table + indices[q] * K
-            for i in range(n):
-                if back:
-                    sums[i] = (<vec*>(w + at[i]))[0] + v * own[i]
-                else:
-                    own[i] = own[i] + v * (<vec*>(w + at[i]))[0]
-            if back:
-                for i in range(n):
-                    (<vec*>(w + at[i]))[0] = sums[i]
-        if not back:
-            for i in range(n):
-                (<vec*>(<floating*>row + at[i]))[0] = own[i]
-
-
 cdef inline sr_inline_void csr_row(
-    const floating* data, const index_t* indices, Py_ssize_t count, floating* table, Py_ssize_t K, bint back, vec* row
+    const floating* data, const index_t* indices, Py_ssize_t count, floating* table, Py_ssize_t K, bint back,
+    floating* row,
 ) noexcept nogil:
     """row (K,) += one row of X times the table; or, `back`, the table += its outer product with the row."""
-    cdef Py_ssize_t k = 0, q, i, width, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    cdef floating v
-    cdef floating* z = <floating*>row
-    cdef floating* w
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        while K - k >= lanes:
-            width = min(K - k, 4 * lanes)
-            if width <= lanes:
-                csr_tile(data, indices, count, table + k, K, width, 1, back, <vec*>(z + k))
-            elif width <= 2 * lanes:
-                csr_tile(data, indices, count, table + k, K, width, 2, back, <vec*>(z + k))
-            elif width <= 3 * lanes:
-                csr_tile(data, indices, count, table + k, K, width, 3, back, <vec*>(z + k))
-            else:
-                csr_tile(data, indices, count, table + k, K, width, 4, back, <vec*>(z + k))
-            k += width
-        for q in range(count if k < K else 0):
-            v = data[q]
-            w = table + indices[q] * K + k
-            for i in range(K - k):
-                if back:
-                    w[i] = w[i] + v * z[k + i]
-                else:
-                    z[k + i] = z[k + i] + v * w[i]
+    if floating is float:
+        if is_wide():
+            _wide_leaves.csr_row[float, index_t, vfloat](data, indices, count, table, K, back, <vfloat*>row)
+        else:
+            _narrow_leaves.csr_row[float, index_t, nfloat](data, indices, count, table, K, back, <nfloat*>row)
+    elif is_wide():
+        _wide_leaves.csr_row[double, index_t, vdouble](data, indices, count, table, K, back, <vdouble*>row)
+    else:
+        _narrow_leaves.csr_row[double, index_t, ndouble](data, indices, count, table, K, back, <ndouble*>row)
 
 
 cdef inline sr_void csr_forward(
@@ -232,10 +122,7 @@ cdef inline sr_void csr_forward(
         z = Z + i * K
         for k in range(K):
             z[k] = bias[k] if bias != NULL else 0
-        if floating is float:
-            csr_row(data + low, indices + low, indptr[r + 1] - low, <float*>Wt, K, False, <vfloat*>z)
-        else:
-            csr_row(data + low, indices + low, indptr[r + 1] - low, <double*>Wt, K, False, <vdouble*>z)
+        csr_row(data + low, indices + low, indptr[r + 1] - low, <floating*>Wt, K, False, z)
 
 
 cdef inline Py_ssize_t csr_lower_bound(
@@ -272,10 +159,7 @@ cdef inline sr_void csr_backward(
             low = csr_lower_bound(indices, low, high, first)
         if last < n_features:
             high = csr_lower_bound(indices, low, high, last)
-        if floating is float:
-            csr_row(data + low, indices + low, high - low, out, K, True, <vfloat*>(G + i * K))
-        else:
-            csr_row(data + low, indices + low, high - low, out, K, True, <vdouble*>(G + i * K))
+        csr_row(data + low, indices + low, high - low, out, K, True, <floating*>(G + i * K))
 
 
 cdef inline void csr_accumulate(

@@ -39,28 +39,42 @@ static inline int sr_simd_level(void) {
     return 0;
 }
 
-/* --- 64-byte vectors: the compiler splits them where registers are shorter, other compilers get one lane ------------ */
+/* --- vectors, wide and narrow: as long as the registers of AVX-512, or as those of the next level (AVX2, or SSE2 and NEON)
+ * GCC keeps vectors that are longer than a register in memory, where a product takes twenty times as long. So a kernel is
+ * compiled for both, and SR_IS_WIDE tells at run time which one this machine takes. Other compilers get one lane. */
+#if SR_CLONES
+#define SR_NARROW 32
+#define SR_IS_WIDE() (SR_SIMD_LEVEL >= 4 && __builtin_cpu_supports("x86-64-v4"))
+#else
+#define SR_NARROW 16
+#define SR_IS_WIDE() 0
+#endif
 #if defined(__GNUC__)
 #define SR_INLINE static inline __attribute__((always_inline))
 #define SR_INLINE_VOID __attribute__((always_inline)) inline void
 #define SR_PREFETCH(p) __builtin_prefetch((p), 0, 2)
 typedef float sr_vfloat __attribute__((vector_size(64), aligned(4), may_alias));
 typedef double sr_vdouble __attribute__((vector_size(64), aligned(8), may_alias));
+typedef float sr_nfloat __attribute__((vector_size(SR_NARROW), aligned(4), may_alias));
+typedef double sr_ndouble __attribute__((vector_size(SR_NARROW), aligned(8), may_alias));
 #else
 #define SR_INLINE static inline
 #define SR_INLINE_VOID inline void
 #define SR_PREFETCH(p) ((void)(p))
 typedef float sr_vfloat;
 typedef double sr_vdouble;
+typedef float sr_nfloat;
+typedef double sr_ndouble;
 #endif
-#define SR_FLOAT_LANES ((int)(sizeof(sr_vfloat) / sizeof(float)))
-#define SR_DOUBLE_LANES ((int)(sizeof(sr_vdouble) / sizeof(double)))
+#define SR_VECTOR_BYTES(number) (SR_IS_WIDE() ? sizeof(sr_v##number) : sizeof(sr_n##number))
+#define SR_FLOAT_LANES() ((int)(SR_VECTOR_BYTES(float) / sizeof(float)))
+#define SR_DOUBLE_LANES() ((int)(SR_VECTOR_BYTES(double) / sizeof(double)))
 
 /* --- transposition in tiles of 8 rows x 4 columns, and four vectors summed at once ------------------------------------
  * sr_columns: b[c * ld + r] = a[r][j + c];  sr_rows: its inverse, b[r * ldb + c] = a[c * lda + r].
  * sr_sum4: out[r] += the sum of the lanes of v[r], r < 4.
  * 16-byte loads and stores on the side of the rows and 32-byte shuffles: AVX2 and AVX-512 have them all. */
-#if defined(__has_builtin)
+#if SR_CLONES && defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define SR_SHUFFLE __builtin_shufflevector
 #endif
@@ -131,26 +145,45 @@ SR_INLINE sr_float4 sr_quarter(sr_vfloat v) {
     return SR_SHUFFLE(half, half, 0, 1, 2, 3) + SR_SHUFFLE(half, half, 4, 5, 6, 7);
 }
 
-SR_INLINE void sr_sum4_float(const sr_vfloat* v, float* out) {
-    const sr_float4 a = sr_quarter(v[0]), b = sr_quarter(v[1]), c = sr_quarter(v[2]), d = sr_quarter(v[3]);
+SR_INLINE void sr_add_sums(sr_float4 a, sr_float4 b, sr_float4 c, sr_float4 d, float* out) {
     const sr_float4 ab = SR_SHUFFLE(a, b, 0, 4, 1, 5) + SR_SHUFFLE(a, b, 2, 6, 3, 7);
     const sr_float4 cd = SR_SHUFFLE(c, d, 0, 4, 1, 5) + SR_SHUFFLE(c, d, 2, 6, 3, 7);
     *(sr_float4*)out += SR_SHUFFLE(ab, cd, 0, 1, 4, 5) + SR_SHUFFLE(ab, cd, 2, 3, 6, 7);
 }
 
-SR_INLINE sr_double2 sr_quarter_sums(sr_vdouble v, sr_vdouble w) {
-    const sr_double4 a = SR_SHUFFLE(v, v, 0, 1, 2, 3) + SR_SHUFFLE(v, v, 4, 5, 6, 7);
-    const sr_double4 b = SR_SHUFFLE(w, w, 0, 1, 2, 3) + SR_SHUFFLE(w, w, 4, 5, 6, 7);
+SR_INLINE void sr_sum4_float(const sr_vfloat* v, float* out) {
+    sr_add_sums(sr_quarter(v[0]), sr_quarter(v[1]), sr_quarter(v[2]), sr_quarter(v[3]), out);
+}
+
+SR_INLINE sr_float4 sr_half(sr_nfloat v) { return SR_SHUFFLE(v, v, 0, 1, 2, 3) + SR_SHUFFLE(v, v, 4, 5, 6, 7); }
+
+SR_INLINE void sr_sum4_narrow_float(const sr_nfloat* v, float* out) {
+    sr_add_sums(sr_half(v[0]), sr_half(v[1]), sr_half(v[2]), sr_half(v[3]), out);
+}
+
+SR_INLINE sr_double2 sr_two_sums(sr_double4 a, sr_double4 b) {
     const sr_double4 ab = SR_SHUFFLE(a, b, 0, 4, 2, 6) + SR_SHUFFLE(a, b, 1, 5, 3, 7);
     return SR_SHUFFLE(ab, ab, 0, 1) + SR_SHUFFLE(ab, ab, 2, 3);
 }
 
+SR_INLINE sr_double4 sr_halved(sr_vdouble v) { return SR_SHUFFLE(v, v, 0, 1, 2, 3) + SR_SHUFFLE(v, v, 4, 5, 6, 7); }
+
 SR_INLINE void sr_sum4_double(const sr_vdouble* v, double* out) {
-    *(sr_double2*)out += sr_quarter_sums(v[0], v[1]);
-    *(sr_double2*)(out + 2) += sr_quarter_sums(v[2], v[3]);
+    *(sr_double2*)out += sr_two_sums(sr_halved(v[0]), sr_halved(v[1]));
+    *(sr_double2*)(out + 2) += sr_two_sums(sr_halved(v[2]), sr_halved(v[3]));
+}
+
+SR_INLINE void sr_sum4_narrow_double(const sr_ndouble* v, double* out) {
+    *(sr_double2*)out += sr_two_sums(v[0], v[1]);
+    *(sr_double2*)(out + 2) += sr_two_sums(v[2], v[3]);
 }
 #else
-#define SR_PLAIN(T, V, LANES) \
+#define SR_PLAIN_SUM4(NAME, T, V) \
+SR_INLINE void NAME(const V* v, T* out) { \
+    int r, i; \
+    for (r = 0; r < 4; r++) for (i = 0; i < (int)(sizeof(V) / sizeof(T)); i++) out[r] += ((const T*)(v + r))[i]; \
+}
+#define SR_PLAIN(T) \
 SR_INLINE void sr_columns_##T(const T* const* a, ptrdiff_t j, T* b, ptrdiff_t ld) { \
     int r, c; \
     for (c = 0; c < 4; c++) for (r = 0; r < 8; r++) b[c * ld + r] = a[r][j + c]; \
@@ -158,13 +191,13 @@ SR_INLINE void sr_columns_##T(const T* const* a, ptrdiff_t j, T* b, ptrdiff_t ld
 SR_INLINE void sr_rows_##T(const T* a, ptrdiff_t lda, T* b, ptrdiff_t ldb) { \
     int r, c; \
     for (r = 0; r < 8; r++) for (c = 0; c < 4; c++) b[r * ldb + c] = a[c * lda + r]; \
-} \
-SR_INLINE void sr_sum4_##T(const V* v, T* out) { \
-    int r, i; \
-    for (r = 0; r < 4; r++) for (i = 0; i < LANES; i++) out[r] += ((const T*)(v + r))[i]; \
 }
-SR_PLAIN(float, sr_vfloat, SR_FLOAT_LANES)
-SR_PLAIN(double, sr_vdouble, SR_DOUBLE_LANES)
+SR_PLAIN(float)
+SR_PLAIN(double)
+SR_PLAIN_SUM4(sr_sum4_float, float, sr_vfloat)
+SR_PLAIN_SUM4(sr_sum4_narrow_float, float, sr_nfloat)
+SR_PLAIN_SUM4(sr_sum4_double, double, sr_vdouble)
+SR_PLAIN_SUM4(sr_sum4_narrow_double, double, sr_ndouble)
 #endif
 
 /* --- exp(z - top) for z <= top and log(x) for x >= 1: branch-free, within 2 ulp, so that loops over them vectorise ----
@@ -257,6 +290,9 @@ SR_INLINE double sr_log_double(double x) {
 #define SR_ROWS(a, lda, b, ldb) SR_BOTH(sr_rows, a, lda, b, ldb, )
 #define SR_SUM4(v, out) (SR_IS_FLOAT(*(out)) \
     ? sr_sum4_float((const sr_vfloat*)(v), (float*)(out)) : sr_sum4_double((const sr_vdouble*)(v), (double*)(out)))
+#define SR_SUM4_NARROW(v, out) (SR_IS_FLOAT(*(out)) \
+    ? sr_sum4_narrow_float((const sr_nfloat*)(v), (float*)(out)) \
+    : sr_sum4_narrow_double((const sr_ndouble*)(v), (double*)(out)))
 
 /* --- clocks: of the wall, and of this thread's own time on a processor; zero where there are none ------------------- */
 #if defined(CLOCK_MONOTONIC) && defined(CLOCK_THREAD_CPUTIME_ID)

@@ -10,17 +10,21 @@ from libc.float cimport DBL_MAX, FLT_MAX
 cdef extern from "_simd.h" nogil:
     ctypedef void sr_void "SR_VOID"                 # the result of a function that is cloned per instruction set
     ctypedef void sr_inline_void "SR_INLINE_VOID"   # the result of a function that is always inlined
-    ctypedef float vfloat "sr_vfloat"
+    ctypedef float vfloat "sr_vfloat"               # a wide vector
     ctypedef double vdouble "sr_vdouble"
-    const int FLOAT_LANES "SR_FLOAT_LANES"
-    const int DOUBLE_LANES "SR_DOUBLE_LANES"
+    ctypedef float nfloat "sr_nfloat"               # a narrow one
+    ctypedef double ndouble "sr_ndouble"
+    bint is_wide "SR_IS_WIDE"()                     # which of them this machine takes
+    int float_lanes "SR_FLOAT_LANES"()              # numbers of such a vector
+    int double_lanes "SR_DOUBLE_LANES"()
     const int OPENMP "SR_OPENMP"
     # Macros for both types: they choose by the size of what is behind their last pointer, or of their first number.
     double sr_exp "SR_EXP"(double, double, double)
     double sr_log "SR_LOG"(double)
     void sr_columns "SR_COLUMNS"(const void*, Py_ssize_t, void*, Py_ssize_t)
     void sr_rows "SR_ROWS"(const void*, Py_ssize_t, void*, Py_ssize_t)
-    void sr_sum4 "SR_SUM4"(const void*, void*)
+    void sr_sum4 "SR_SUM4"(const void*, void*)      # of wide vectors
+    void sr_sum4_narrow "SR_SUM4_NARROW"(const void*, void*)
     void prefetch "SR_PREFETCH"(const void*)
     int sr_simd_level()
     int sr_max_threads()
@@ -30,13 +34,14 @@ cdef extern from "_simd.h" nogil:
     void sr_store_shared(double*, double)
 
 
+cdef enum:
+    TILE_ROWS = 4       # logits tile: 4 rows x 5 classes = 20 vector accumulators of AVX-512's 32 registers,
+    TILE_CLASSES = 5    # ... 9 loads for 20 multiply-adds; 5 x 2 vectors in the other product
+
+
 ctypedef fused floating:
     float
     double
-
-ctypedef fused vec:
-    vfloat
-    vdouble
 
 ctypedef fused index_t:
     int

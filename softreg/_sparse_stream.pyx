@@ -9,8 +9,9 @@ gradient is added. It stays in the nearest cache meanwhile, and the rows of thet
 from libc.math cimport exp, fabs, isfinite, log, sqrt
 from libc.stdlib cimport free, malloc
 
-from softreg._simd cimport DOUBLE_LANES, FLOAT_LANES, floating, index_t, matrix_pointer, prefetch, sr_exp
-from softreg._simd cimport sr_inline_void, sr_void, vdouble, vec, vector_pointer, vfloat
+from softreg cimport _narrow_leaves, _wide_leaves
+from softreg._simd cimport floating, index_t, is_wide, matrix_pointer, ndouble, nfloat, prefetch, sr_exp
+from softreg._simd cimport sr_inline_void, sr_void, vdouble, vector_pointer, vfloat
 
 
 cdef enum:
@@ -24,71 +25,21 @@ cdef enum:
 
 
 # --- products with theta: a nonzero meets K contiguous numbers ------------------------------------------------------
-# K numbers are held in up to four vectors. The last one is moved back to end with the row: it holds some numbers twice,
-# and computes the same for them twice. `csr_row` of _product_leaves.pxd does that too, but does not scale the table.
-
-cdef inline sr_inline_void _tile(
-    const floating* times, const floating* plus, const index_t* indices, Py_ssize_t count, floating* theta,
-    Py_ssize_t K, Py_ssize_t width, Py_ssize_t n, bint back, vec* row
-) noexcept nogil:
-    """row (width,) += sum_j times_j theta_j; `back`, theta_j = times_j theta_j + plus_j row. In n vectors."""
-    cdef vec[4] own, sums
-    cdef Py_ssize_t[4] at
-    cdef Py_ssize_t i, q, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    cdef floating f, g
-    cdef floating* w
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        for i in range(n):
-            at[i] = i * lanes if i < n - 1 else width - lanes
-            own[i] = (<vec*>(<floating*>row + at[i]))[0]
-        for q in range(count):
-            f = times[q]
-            w = theta + indices[q] * K
-            if back:
-                g = plus[q]
-                for i in range(n):
-                    sums[i] = f * (<vec*>(w + at[i]))[0] + g * own[i]
-                for i in range(n):
-                    (<vec*>(w + at[i]))[0] = sums[i]
-            else:
-                for i in range(n):
-                    own[i] = own[i] + f * (<vec*>(w + at[i]))[0]
-        if not back:
-            for i in range(n):
-                (<vec*>(<floating*>row + at[i]))[0] = own[i]
-
 
 cdef inline sr_inline_void _product(
     const floating* times, const floating* plus, const index_t* indices, Py_ssize_t count, floating* theta,
-    Py_ssize_t K, bint back, vec* row
+    Py_ssize_t K, bint back, floating* row
 ) noexcept nogil:
-    """The same for all K classes."""
-    cdef Py_ssize_t k = 0, q, i, width, lanes = FLOAT_LANES if vec is vfloat else DOUBLE_LANES
-    cdef floating f, g
-    cdef floating* z = <floating*>row
-    cdef floating* w
-    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        while K - k >= lanes:
-            width = min(K - k, 4 * lanes)
-            if width <= lanes:
-                _tile(times, plus, indices, count, theta + k, K, width, 1, back, <vec*>(z + k))
-            elif width <= 2 * lanes:
-                _tile(times, plus, indices, count, theta + k, K, width, 2, back, <vec*>(z + k))
-            elif width <= 3 * lanes:
-                _tile(times, plus, indices, count, theta + k, K, width, 3, back, <vec*>(z + k))
-            else:
-                _tile(times, plus, indices, count, theta + k, K, width, 4, back, <vec*>(z + k))
-            k += width
-        for q in range(count if k < K else 0):
-            f = times[q]
-            w = theta + indices[q] * K + k
-            if back:
-                g = plus[q]
-                for i in range(K - k):
-                    w[i] = f * w[i] + g * z[k + i]
-            else:
-                for i in range(K - k):
-                    z[k + i] = z[k + i] + f * w[i]
+    """row (K,) += sum_j times_j theta_j; `back`, theta_j = times_j theta_j + plus_j row."""
+    if floating is float:
+        if is_wide():
+            _wide_leaves.stream_row[float, index_t, vfloat](times, plus, indices, count, theta, K, back, <vfloat*>row)
+        else:
+            _narrow_leaves.stream_row[float, index_t, nfloat](times, plus, indices, count, theta, K, back, <nfloat*>row)
+    elif is_wide():
+        _wide_leaves.stream_row[double, index_t, vdouble](times, plus, indices, count, theta, K, back, <vdouble*>row)
+    else:
+        _narrow_leaves.stream_row[double, index_t, ndouble](times, plus, indices, count, theta, K, back, <ndouble*>row)
 
 
 cdef inline floating _shrunk(floating a, floating by) noexcept nogil:
@@ -250,10 +201,8 @@ cdef sr_void _learn_rows(
         if shrink > 0:
             _sparse_forward(times, at, count, theta, K, shrink, z)
             _sparse_forward(times + count, at + count, intercept, theta, K, 0, z)
-        elif floating is float:
-            _product[float, index_t, vfloat](times, NULL, at, count + intercept, theta, K, False, <vfloat*>z)
         else:
-            _product[double, index_t, vdouble](times, NULL, at, count + intercept, theta, K, False, <vdouble*>z)
+            _product[floating, index_t](times, NULL, at, count + intercept, theta, K, False, z)
         loss = _residual(
             targets + r * K if targets != NULL else NULL, codes[r] if codes != NULL else 0, smoothing, K, lowest, z,
             &squares, &correct
@@ -287,10 +236,8 @@ cdef sr_void _learn_rows(
         if shrink > 0:
             _sparse_back(times, x, at, count, theta, K, shrink, z)
             _sparse_back(times + count, x + count, at + count, intercept, theta, K, 0, z)
-        elif floating is float:
-            _product[float, index_t, vfloat](times, x, at, count + intercept, theta, K, True, <vfloat*>z)
         else:
-            _product[double, index_t, vdouble](times, x, at, count + intercept, theta, K, True, <vdouble*>z)
+            _product[floating, index_t](times, x, at, count + intercept, theta, K, True, z)
         totals[L2] += weight * l2
         totals[L1] += weight * l1
     learnt[0] = m
