@@ -124,7 +124,7 @@ class _NewtonCholesky:
             self.prove(at, step, CLOSE)
         if not self.result.converged:
             self.estimate()
-        if self.result.stopped_on == "estimate":
+        if self.result.stopped_on == "estimate" and self.objective.l2:
             self.confirm()
         elif new.value <= self.result.target:  # F >= 0 is a bound by itself
             self.certify()
