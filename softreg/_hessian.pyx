@@ -22,8 +22,7 @@ from softreg._teams cimport MAX_PARTS, WORK, Team, begin_region, end_region, par
 
 cdef enum:
     HESSIAN_NUMBERS = 32768     # products of columns that are made at a time: they stay in the second cache
-    FEW_PAIRS = 28              # pairs of classes up to which each has a product of its own, in wide vectors
-    FEW_NARROW = 6              # ... and in narrow ones, whose tiles do not fit the registers
+    FEW_PAIRS = 28              # pairs of classes up to which each has a product of its own
     FEW_ROWS = 264              # rows at a time then; no power of two, so that columns do not share the sets of a cache
     LANES = 8                   # numbers of a vector
 
@@ -190,7 +189,7 @@ def dense_hessian(
     args.stride = X.strides[0] // <Py_ssize_t>sizeof(floating)
     args.m, args.K, args.d, args.p = P.shape[0], P.shape[1], X.shape[1], out.shape[1]
     args.pairs, args.squares = args.K * (args.K - 1) // 2, args.p * (args.p + 1) // 2
-    args.few = args.pairs <= (FEW_PAIRS if is_wide() else FEW_NARROW)
+    args.few = args.pairs <= FEW_PAIRS
     args.height, args.width = round_up(args.p, TILE_CLASSES), round_up(args.p, TILE_ROWS)
     args.sums = args.pairs * (args.height * args.width if args.few else args.squares)
     if args.pairs * args.squares == 0:

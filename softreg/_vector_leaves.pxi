@@ -1,5 +1,5 @@
 # Leaf functions that are made of vectors of any length: `_wide_leaves.pxd` and `_narrow_leaves.pxd` include this text,
-# after they have said what vfloat, vdouble and sr_sum4 are.
+# after they have said what vfloat, vdouble, sr_sum4 and MANY_REGISTERS are.
 #
 # Dense rows come as a row pointer table x: `count` pointers and TILE_ROWS more, whose rows are fetched ahead. A vector
 # that would pass the end of a row is moved back to end with it. The numbers that it then covers a second time meet a
@@ -18,17 +18,17 @@ ctypedef fused vec:
     vdouble
 
 
-cdef inline sr_inline_void dot_tile(
-    const floating** x, const vec* W, Py_ssize_t dp, Py_ssize_t d, bint ahead, floating* T, Py_ssize_t ld
+cdef inline sr_inline_void dot_group(
+    const floating** x, const vec* W, Py_ssize_t dp, Py_ssize_t d, Py_ssize_t n, bint ahead, floating* T, Py_ssize_t ld
 ) noexcept nogil:
-    """T += (TILE_CLASSES, TILE_ROWS) dot products of rows of W and rows of x."""
+    """T += (n, TILE_ROWS) dot products of rows of W and rows of x; n is a constant."""
     cdef vec[TILE_CLASSES * TILE_ROWS] acc
     cdef vec[TILE_ROWS] v
     cdef vec w
     cdef Py_ssize_t j, c, k, i
     cdef Py_ssize_t lanes = sizeof(vec) // sizeof(floating)
     if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
-        for k in range(TILE_CLASSES * TILE_ROWS):
+        for k in range(n * TILE_ROWS):
             memset(&acc[k], 0, sizeof(vec))
         for c in range(dp // lanes):
             j = c * lanes if c * lanes + lanes <= d else d - lanes
@@ -36,12 +36,26 @@ cdef inline sr_inline_void dot_tile(
                 v[i] = (<const vec*>(x[i] + j))[0]
                 if ahead:
                     prefetch(x[i + TILE_ROWS] + j)
-            for k in range(TILE_CLASSES):
+            for k in range(n):
                 w = (<const vec*>(<const floating*>W + k * dp + c * lanes))[0]
                 for i in range(TILE_ROWS):
                     acc[k * TILE_ROWS + i] = acc[k * TILE_ROWS + i] + v[i] * w
-        for k in range(TILE_CLASSES):
+        for k in range(n):
             sr_sum4(&acc[k * TILE_ROWS], T + k * ld)
+
+
+cdef inline sr_inline_void dot_tile(
+    const floating** x, const vec* W, Py_ssize_t dp, Py_ssize_t d, bint ahead, floating* T, Py_ssize_t ld
+) noexcept nogil:
+    """T += (TILE_CLASSES, TILE_ROWS) dot products of rows of W and rows of x, as many at a time as registers hold."""
+    cdef const floating* w = <const floating*>W
+    if (floating is float and vec is vfloat) or (floating is double and vec is vdouble):
+        if MANY_REGISTERS:
+            dot_group(x, W, dp, d, TILE_CLASSES, ahead, T, ld)
+        else:
+            dot_group(x, W, dp, d, 2, ahead, T, ld)
+            dot_group(x, <const vec*>(w + 2 * dp), dp, d, 2, False, T + 2 * ld, ld)
+            dot_group(x, <const vec*>(w + 4 * dp), dp, d, 1, False, T + 4 * ld, ld)
 
 
 cdef inline sr_void add_dot_products(

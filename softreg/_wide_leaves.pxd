@@ -6,4 +6,7 @@ from libc.string cimport memset
 from softreg._simd cimport TILE_CLASSES, TILE_ROWS, floating, index_t, prefetch, sr_inline_void, sr_void
 from softreg._simd cimport sr_sum4, vdouble, vfloat
 
+cdef enum:
+    MANY_REGISTERS = 1  # 32, for the 20 sums of a tile
+
 include "_vector_leaves.pxi"
