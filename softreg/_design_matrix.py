@@ -17,8 +17,8 @@ from softreg._hessian_product import ArrayProduct, SparseProduct
 from softreg._inner_products import add_scaled
 
 BLOCK_ROWS = 4096  # rows of X that are copied at a time, where a computation needs a copy
-NUMBERS = 2**16  # ... or numbers, where a computation goes over the copy several times: they stay in the second cache
 COPIED_NUMBERS = 2**19  # ... or rows with so many nonzeros, if sparse rows are more: a block costs a pass over W, too
+CACHED_NUMBERS = 2**16  # numbers of a block where NumPy makes temporaries; much larger ones are mapped anew: slow
 PARTS, SUM_ROWS = 16, 4096  # the kernels sum rows in parts, and SUM_ROWS rows of a part apart
 
 
@@ -211,10 +211,10 @@ class DenseDesign(_Design):
     def standardized_row_lengths(self, share):
         """Return the squared lengths of the rows in standardised units over their mean, (n,), for weights share (n,).
 
-        A feature that is zero but for a few rows has all of its curvature in them: those rows are long. Means are
-        weighted, and those of a part of the rows. Rows without weight have length zero.
+        A feature that is zero but for a few rows has all of its curvature in them: those rows are long. The
+        means of the features are weighted means over a part of the rows. Rows without weight have length zero.
         """
-        size = max(NUMBERS // self.n_features, 1)
+        size = max(CACHED_NUMBERS // self.n_features, 1)
         blocks = list(self.row_blocks(size))
         if not share.all():  # the entries of rows without weight must not matter, however large they are
             weighted = np.flatnonzero(share)

@@ -12,9 +12,9 @@ import numpy as np
 from scipy.special import entr
 
 from softreg import _rounding
+from softreg._design_matrix import CACHED_NUMBERS
 from softreg._feature_blocks import FeatureBlocks, feature_blocks
 from softreg._inner_products import inner, squared_norm
-from softreg._objective import CACHED_NUMBERS
 
 NEGLIGIBLE = 1e-3  # share of the gap that an allowance for rounding may be without a second bound being computed
 

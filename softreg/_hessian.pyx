@@ -24,7 +24,7 @@ cdef enum:
     HESSIAN_NUMBERS = 32768     # products of columns that are made at a time: they stay in the second cache
     FEW_PAIRS = 28              # pairs of classes up to which each has a product of its own
     FEW_ROWS = 264              # rows at a time then; no power of two, so that columns do not share the sets of a cache
-    LANES = 8                   # numbers of a vector
+    LANES = 8                   # numbers of a wide vector: blocks are multiples
 
 
 cdef struct HessianArguments:   # void is float or double
@@ -36,8 +36,8 @@ cdef struct HessianArguments:   # void is float or double
     const double* deviation     # (d,)
     Py_ssize_t m, K, d, p, stride
     Py_ssize_t pairs, squares   # pairs of classes k < m, and of columns i <= j
-    bint few                    # few pairs: the sums of a pair are (height, width), p rounded up to whole tiles, i <= j
-    Py_ssize_t height, width
+    bint few                    # the pairs are few: each has sums (height, width), of which i <= j < p count
+    Py_ssize_t height, width    # p, rounded up to whole tiles
     Py_ssize_t sums             # numbers of all sums
     Py_ssize_t block, parts, size
 
@@ -123,7 +123,7 @@ cdef void _add_few_pairs(
 cdef void _hessian_part(
     const HessianArguments* args, Py_ssize_t part, const floating* like, double* sums
 ) noexcept nogil:
-    """sums OUT = those of a part of the rows; scratch follows them."""
+    """sums OUT = those of a part of the rows. Scratch follows, and is zero where rounding up to tiles adds columns."""
     cdef Py_ssize_t start = part * args.m // args.parts, stop = (part + 1) * args.m // args.parts, count
     cdef double* Z = sums + args.sums
     cdef double* P = Z + args.width * args.block

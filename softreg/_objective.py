@@ -17,7 +17,7 @@ from scipy.special import entr
 
 from softreg import _core
 from softreg._class_directions import directional_curvature, gram_of_moments, probability_moments
-from softreg._design_matrix import design_matrix
+from softreg._design_matrix import CACHED_NUMBERS, design_matrix
 from softreg._hessian_product import ArrayProduct
 from softreg._inner_products import inner, squared_norm
 
@@ -25,7 +25,6 @@ from softreg._inner_products import inner, squared_norm
 # The limit does not follow the memory of the machine, or coefficients would depend on the machine.
 STORED_BYTES = 400_000_000
 BLOCK_NUMBERS = 2**21  # probabilities of a block of rows where a computation needs much less memory than for all rows
-CACHED_NUMBERS = 2**16  # the same where NumPy makes temporaries; much larger ones are mapped anew, which is slow
 KEPT_NUMBERS = 2**22  # logits that a line search keeps between its trials, twice: 32 MB of float32
 LOOK_AHEAD = 3  # trials of a line search that share a pass over X where logits are not kept
 
@@ -344,8 +343,7 @@ class Linearization:
         return self.objective.design.product(*self._product_arguments(), V)
 
     def _product_arguments(self):
-        """Return what the design needs for products: the stored probabilities, damped where rows are damped, the
-        weights, their scale, and l2."""
+        """Return what products of the design take: the (damped) probabilities, the weights, their scale, and l2."""
         if self._row_damping is not None:  # the product of a model is asked for many times
             self._P, self._row_damping = self.probabilities(slice(None)), None
         objective = self.objective

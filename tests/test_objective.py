@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 from shared import like
 
 from softreg import functional as F
-from softreg._duality import lower_bound
+from softreg._duality import bound_of_gradient, dual_bound, dual_point, lower_bound
 from softreg._inner_products import inner, squared_norm
 from softreg._objective import Objective
 
@@ -287,6 +287,32 @@ def test_intercepts_are_not_penalised(intercept):
     np.testing.assert_allclose(added[:, :D], 0.1 * coef, **CLOSE)
     assert not added[:, D:].any()
     assert np.array_equal(l1.value_and_gradient(W)[1], free.value_and_gradient(W)[1])  # l1 is not in the smooth part
+
+
+@forms
+@both_targets
+@both_weights
+@both_smoothings
+@pytest.mark.parametrize("l2", [0.05, 1e-4])
+def test_the_quick_bound_is_that_of_the_probabilities(form, soft, weighted, smoothing, l2):
+    """Without intercepts there are no class totals to repair."""
+    objective = problem(form=form, soft=soft, weighted=weighted, smoothing=smoothing, l2=l2, intercept=False)
+    at = objective.linearize(point(objective))
+    # the entropy is a difference there of numbers of order ten, and is divided by nothing small
+    assert bound_of_gradient(at) == pytest.approx(dual_bound(objective, *dual_point(at)), rel=1e-10, abs=1e-12)
+    assert bound_of_gradient(objective.with_penalties(0.0, 0.0).linearize(at.W)) == 0
+
+
+@forms
+@both_intercepts
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_in_float64_for_any_dtype(form, intercept, dtype):
+    design = problem(form=form, intercept=intercept, dtype=dtype).select(np.arange(0, N, 2)).design
+    G = np.asfortranarray(np.random.default_rng(5).normal(size=(N // 2, K)))
+    rows = design.float64_rows(slice(None))
+    expected = G.T @ (np.hstack([rows, np.ones((N // 2, 1))]) if intercept else rows)
+    assert design.accumulate_float64(G).dtype == np.float64
+    np.testing.assert_allclose(design.accumulate_float64(G), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.003])

@@ -120,8 +120,8 @@ class _NewtonCholesky:
         self.at, self.result.W, self.direction, self.square = new, new.W, direction, square
         self.age += 1
         self.result.record(new.value)
-        if model_holds and step_size == 1 and error <= self.result.target:
-            self.prove(at, step, CLOSE)
+        if model_holds and step_size == 1 and self.may_prove(at, step, error):
+            self.prove(at, step)
         if not self.result.converged:
             self.estimate()
         if self.result.stopped_on == "estimate" and self.objective.l2:
@@ -198,16 +198,22 @@ class _NewtonCholesky:
             return
         self.result.estimated(gap)
 
-    def prove(self, at, step, longest=np.inf):
-        """Bound min F by the model at the linearisation `at`, whose minimum is a step away: where the method is now.
+    def may_prove(self, at, step, error):
+        """Return True if the model at the linearisation `at` may prove the gap after its step.
 
-        There is no bound without a penalty, and none is tried if the step changes a logit by more than `longest`. The
-        bound is in float64, so the rounding of F counts, too.
+        That takes a penalty, a decrease of F that the model predicted up to an error within the target, and a step that
+        changes no logit by more than `CLOSE`.
+        """
+        return self.objective.l2 > 0 and error <= self.result.target and at.max_logit_change(step) <= CLOSE
+
+    def prove(self, at, step):
+        """Bound min F by the model at the linearisation `at`, of which the step to the present point is the minimum.
+
+        The bound is in float64, so the rounding of F counts, too.
         """
         objective, now = self.objective, self.at
-        if objective.l2 and (longest == np.inf or at.max_logit_change(step) <= longest):
-            bound = bound_of_distributions(objective, *dual_point_along(at, step), max(at.value, 1.0), np.float64)
-            self.result.bound(bound - _rounding.of_loss(objective, now.W, now.value))
+        bound = bound_of_distributions(objective, *dual_point_along(at, step), max(at.value, 1.0), np.float64)
+        self.result.bound(bound - _rounding.of_loss(objective, now.W, now.value))
 
     def confirm(self):
         """Take the next step, if F does not increase, and prove the gap that was estimated before it."""
